@@ -1,0 +1,1 @@
+"""Black-box search: strategies that only see architectures and scores."""
