@@ -119,12 +119,12 @@ class AssignmentCounter:
             rest = [(_fix(part, pivot, v), v) for v in self.decisions[pivot].options]  # type: ignore[union-attr]
             counts = [self._count(p) for p, _ in rest]
             if float("inf") in counts:  # some branches hold real numbers: no uniform measure across them
-                problem_next, value = rest[int(rng.random() * len(rest))]
+                remaining, out[pivot] = rest[int(rng.random() * len(rest))]
             else:
-                ticket = rng.randrange(int(sum(counts)))
-                for (problem_next, value), n in zip(rest, counts):
-                    ticket -= int(n)
-                    if ticket < 0:
-                        break
-            out[pivot] = value  # type: ignore[possibly-unbound]
-            self._draw(problem_next, rng, out)  # type: ignore[possibly-unbound]
+                # Integers beyond 2^53 occur, so no floating-point weights: walk along the exact partial sums.
+                ticket, i = rng.randrange(int(sum(counts))), 0
+                while ticket >= counts[i]:
+                    ticket -= int(counts[i])
+                    i += 1
+                remaining, out[pivot] = rest[i]
+            self._draw(remaining, rng, out)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archipel.core.counting import ALWAYS, AssignmentCounter, Clause, Condition, simplify
-from archipel.core.decision import AnyDecision, Arch, Decision, Real
+from archipel.core.decision import AnyDecision, Arch, Real
 from archipel.core.errors import SpaceError, suggest
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def when(**allowed: Iterable[Any]) -> Clause:
     """A clause of a condition. Names that are no identifiers go in as ``when(**{"a.b": [1]})``.
 
+    >>> from archipel.core.decision import Decision
     >>> space = Space([Decision("op", ["conv", "skip"]), Decision("k", [3, 5])], {"k": [when(op=["conv"])]})
     >>> space.size
     3
@@ -232,6 +233,7 @@ class Space:
 class JointSpace(Space):
     """A space and training hyperparameters, decided together.
 
+    >>> from archipel.core.decision import Decision
     >>> joint = JointSpace(Space([Decision("width", [8, 16])]), [Real("lr", 1e-3, 1e-1, log=True)])
     >>> sorted(joint.sample(Random(0))), joint.hyper({"width": 8, "lr": 0.01})
     (['lr', 'width'], {'lr': 0.01})

@@ -17,6 +17,9 @@ from typing import Any
 from archipel.core.decision import Arch
 from archipel.core.errors import InfeasibleError
 from archipel.core.space import Space
+from archipel.core.storage import Checkpoints
+from archipel.data.dataset import Dataset
+from archipel.search.training import Recipe
 
 # How often a constrained draw is retried before it is called infeasible.
 MAX_DRAWS = 10_000
@@ -136,6 +139,29 @@ class Problem:
         return self._until_feasible(lambda: self.space.crossover(first, second, self.rng))
 
 
+@dataclass
+class Context:
+    """What a strategy that trains something of its own (a supernet) is given before it is asked.
+
+    Args:
+        dataset: train and validation splits; the test split is not in it.
+        recipe: how single networks are trained, for reference.
+        seed: of everything that is trained here.
+        checkpoints: where to save progress; what was saved is there again after an interruption.
+        progress: ``progress(what, fraction)``, for display.
+        deadline: on the monotonic clock, or None; training should stop early and cleanly at it.
+        epochs: budget of epochs for the supernet, or None for the strategy's own default.
+    """
+
+    dataset: Dataset
+    recipe: Recipe
+    seed: int = 0
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    progress: Callable[[str, float], None] = lambda what, fraction: None
+    deadline: float | None = None
+    epochs: int | None = None
+
+
 class Strategy:
     """Base of ask/tell strategies; subclasses implement :meth:`ask` and :meth:`tell`.
 
@@ -163,6 +189,16 @@ class Strategy:
     def tell(self, trial: Trial) -> None:
         """The outcome of a trial that :meth:`ask` returned; called once for each."""
         raise NotImplementedError
+
+    def prepare(self, context: Context) -> None:
+        """Train what proposals depend on, such as a supernet; called once, after :meth:`setup`, before any ask.
+
+        Long work saves its progress in ``context.checkpoints`` and goes on from there when called in a new process.
+        """
+
+    def shared_scores(self, archs: Sequence[Arch]) -> list[float] | None:
+        """Scores of architectures by shared weights, for rank correlations; None without a supernet."""
+        return None
 
     @property
     def finished(self) -> bool:
