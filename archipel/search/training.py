@@ -169,8 +169,7 @@ def train(
         Diverged: the loss is not finite.
         TrialTimeout: the deadline has passed.
     """
-    if optimizer is None:
-        optimizer = make_optimizer(recipe, net.parameters())
+    updater = make_optimizer(recipe, net.parameters()) if optimizer is None else optimizer
     stop = recipe.epochs if stop is None else stop
     steps = max(1, len(data) // recipe.batch_size)
     net.train()
@@ -178,7 +177,7 @@ def train(
         torch.manual_seed(seed * 100_003 + epoch)  # dropout, augmentation
         order = shuffled(len(data), seed, epoch)
         for step, index in enumerate(order[: steps * recipe.batch_size].split(recipe.batch_size)):
-            for group in optimizer.param_groups:
+            for group in updater.param_groups:
                 group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
             x, y = data.x[index], data.y[index]
             if recipe.crop or recipe.flip or recipe.cutout:
@@ -189,16 +188,16 @@ def train(
                 loss = loss_of(task, net(x), y, recipe.label_smoothing)
             if not torch.isfinite(loss):
                 raise Diverged(f"loss is {float(loss.detach())} in epoch {epoch}, step {step}")
-            optimizer.zero_grad(set_to_none=True)
+            updater.zero_grad(set_to_none=True)
             loss.backward()
             if each_step:
                 each_step()
             if recipe.clip:
                 nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-            optimizer.step()
+            updater.step()
             if deadline is not None and time.monotonic() > deadline:
                 raise TrialTimeout(f"time limit reached in epoch {epoch}, step {step}")
-    return optimizer
+    return updater
 
 
 def _mixed_loss(net: nn.Module, x: Tensor, y: Tensor, task: str, recipe: Recipe) -> Tensor:
