@@ -118,6 +118,8 @@ class Real:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise SpaceError(f"Decision {self.name!r} needs finite low < high, not {self.low!r}, {self.high!r}.")
+        if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
+            raise SpaceError(f"Decision {self.name!r} is an integer; its bounds {self.low!r}, {self.high!r} must be too.")
         if self.log and self.low <= 0:
             raise SpaceError(f"Decision {self.name!r} is on a log scale, so low must be positive, not {self.low!r}.")
 
@@ -137,12 +139,15 @@ class Real:
     def decode(self, unit: float) -> Value:
         """The value at position ``unit`` in [0, 1] of the (possibly logarithmic) range."""
         unit = min(1.0, max(0.0, unit))
+        low, high = self._range
         if self.log:
-            value = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
+            value = math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
         else:
-            value = self.low + unit * (self.high - self.low)
+            value = low + unit * (high - low)
+        if self.integer:
+            value = round(value)
         value = min(self.high, max(self.low, value))  # exp(log(x)) may leave the range by one rounding
-        return round(value) if self.integer else value
+        return int(value) if self.integer else value
 
     def sample(self, rng: Random) -> Value:
         return self.decode(rng.random())
@@ -157,9 +162,16 @@ class Real:
     def encode(self, value: Value | None) -> np.ndarray:
         if value is None:
             return np.array([0.5])
+        low, high = self._range
         if self.log:
-            return np.array([math.log(float(value) / self.low) / math.log(self.high / self.low)])
-        return np.array([(float(value) - self.low) / (self.high - self.low)])
+            return np.array([math.log(float(value) / low) / math.log(high / low)])
+        return np.array([(float(value) - low) / (high - low)])
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        """The bounds, half a unit wider for integers, so that rounding gives the end values as much room."""
+        margin = 0.5 if self.integer else 0.0
+        return self.low - margin, self.high + margin
 
     def describe(self) -> str:
         return f"a{'n integer' if self.integer else ' number'} in [{self.low}, {self.high}]"

@@ -221,6 +221,15 @@ class Space:
         """
         raise SpaceError(f"{self.name} has no modules to build; its architectures exist only by name.")
 
+    @property
+    def cost(self) -> Any:
+        """Costs of the space's networks (a :class:`~archipel.cost.model.CostModel`).
+
+        Raises:
+            SpaceError: there are no modules to count.
+        """
+        raise SpaceError(f"{self.name} has no modules, so its networks have no costs to count.")
+
     def supernet(self) -> Supernet:
         """All networks at once, sharing weights.
 
@@ -255,8 +264,23 @@ class JointSpace(Space):
     def canonical(self, arch: Arch) -> str:
         return json.dumps([self.space.canonical(self.architecture(arch)), self.hyper(arch)])
 
+    @property
+    def cost(self) -> Any:
+        return _ShapeCost(self)
+
     def graph(self, arch: Arch) -> nx.DiGraph:
         return self.space.graph(self.architecture(arch))
 
     def build(self, arch: Arch, seed: int = 0) -> nn.Module:
         return self.space.build(self.architecture(arch), seed)
+
+
+class _ShapeCost:
+    """The inner space's costs, asked about joint architectures."""
+
+    def __init__(self, joint: JointSpace) -> None:
+        self._joint = joint
+
+    def __getattr__(self, metric: str) -> Any:
+        measure = getattr(self._joint.space.cost, metric)
+        return lambda arch, *args, **kwargs: measure(self._joint.architecture(arch), *args, **kwargs)

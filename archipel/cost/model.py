@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates, exactly; activation memory and latency, measured."""
+"""What a network costs: parameters and multiply-accumulates, exactly; activation memory and latency."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from archipel.core.decision import Arch
+from archipel.cost.latency import Latency, measure_latency
+from archipel.cost.memory import inference_bytes, training_bytes
+from archipel.cost.meta import MetaMode
 
 
 def count_params(net: nn.Module) -> int:
@@ -17,18 +20,35 @@ def count_params(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
+class FlopMode(MetaMode):
+    """Counts the floating-point operations on meta tensors by the formulas of PyTorch's FLOP counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def count(self, flops: int) -> None:
+        self.total += flops
+
+    def seen(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        formula = flop_registry.get(op._overloadpacket)
+        if formula is not None:
+            self.count(formula(*args, **kwargs, out_val=out))
+
+
 def count_macs(net: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one forward pass for one input (the first of ``example``), on the meta device.
 
-    Convolutions, matrix products and attention count; element-wise work does not, as is usual.
+    Convolutions, matrix products and attention count; element-wise work does not, as is usual. Equals half of what
+    ``torch.utils.flop_counter.FlopCounterMode`` counts, and is found over ten times faster.
     """
     was_training = net.training
     net.eval()
-    counter = FlopCounterMode(display=False)
+    counter = FlopMode()
     with torch.no_grad(), counter:
         net(torch.empty_like(example[:1], device="meta"))
     net.train(was_training)
-    return counter.get_total_flops() // 2
+    return counter.total // 2
 
 
 class CostModel:
@@ -44,19 +64,50 @@ class CostModel:
         self.build_meta = build_meta
         self.example = example
         self.key = key
-        self._params: dict[Any, int] = {}
-        self._macs: dict[Any, int] = {}
+        self._known: dict[Any, Any] = {}
+
+    def _once(self, what: Any, arch: Arch, compute: Callable[[nn.Module], Any]) -> Any:
+        key = (what, self.key(arch))
+        if key not in self._known:
+            self._known[key] = compute(self.build_meta(arch))
+        return self._known[key]
 
     def params(self, arch: Arch) -> int:
         """Trainable parameters."""
-        key = self.key(arch)
-        if key not in self._params:
-            self._params[key] = count_params(self.build_meta(arch))
-        return self._params[key]
+        return self._once("params", arch, count_params)
 
     def macs(self, arch: Arch) -> int:
         """Multiply-accumulates for one input."""
-        key = self.key(arch)
-        if key not in self._macs:
-            self._macs[key] = count_macs(self.build_meta(arch), self.example)
-        return self._macs[key]
+        return self._once("macs", arch, lambda net: count_macs(net, self.example))
+
+    def memory_bytes(self, arch: Arch, batch: int = 1) -> int:
+        """Peak bytes of activations while ``batch`` inputs are classified; see :mod:`archipel.cost.memory`."""
+        return self._once(("memory", batch), arch, lambda net: inference_bytes(net, self.example, batch))
+
+    def training_bytes(self, arch: Arch, batch: int = 64) -> int:
+        """Peak bytes of activations and their gradients in a training step; see :mod:`archipel.cost.memory`."""
+        return self._once(("training", batch), arch, lambda net: training_bytes(net, self.example, batch))
+
+    def latency(self, arch: Arch, batch: int = 1, threads: int = 1) -> Latency:
+        """Measured latency with its spread, on this machine; see :mod:`archipel.cost.latency`."""
+        return self._once(
+            ("latency", batch, threads),
+            arch,
+            lambda net: measure_latency(with_values(net, self.example.device), self.example, batch, threads),
+        )
+
+    def latency_ms(self, arch: Arch, batch: int = 1, threads: int = 1) -> float:
+        """Median measured latency in milliseconds for ``batch`` inputs."""
+        return self.latency(arch, batch, threads).median_ms
+
+
+def with_values(net: nn.Module, device: torch.device) -> nn.Module:
+    """A meta network with memory and harmless values; uninitialised ones may be denormal numbers, which are slow."""
+    net = net.to_empty(device=device)
+    with torch.no_grad():
+        for t in [*net.parameters(), *net.buffers()]:
+            if t.is_floating_point():
+                t.fill_(0.01)
+            else:
+                t.zero_()
+    return net

@@ -116,12 +116,29 @@ class ModuleSpace(Space):
         for node in traced.graph.nodes:
             if node.op == "call_module":
                 layer = net.get_submodule(str(node.target))
-                label = f"{type(layer).__name__}({layer.extra_repr()})"
+                label = layer_label(layer)
             else:
                 label = str(getattr(node.target, "__name__", node.target))
             g.add_node(node.name, label=label, kind=node.op)
             g.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
         return g
+
+
+def layer_label(layer: nn.Module) -> str:
+    """A short name for a drawing.
+
+    >>> layer_label(nn.Conv2d(3, 8, 5)), layer_label(nn.Linear(4, 2)), layer_label(nn.ReLU())
+    ('Conv2d 5×5, 3→8', 'Linear 4→2', 'ReLU')
+    """
+    kind = type(layer).__name__
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        kernel = "×".join(map(str, layer.kernel_size))
+        stride = f" /{layer.stride[0]}" if layer.stride[0] > 1 else ""
+        depthwise = " depthwise" if layer.groups == layer.in_channels > 1 else ""
+        return f"{kind} {kernel}{stride}{depthwise}, {layer.in_channels}→{layer.out_channels}"
+    if isinstance(layer, nn.Linear):
+        return f"{kind} {layer.in_features}→{layer.out_features}"
+    return kind
 
 
 def collect(module: nn.Module) -> tuple[list[Decision], dict[str, set[Clause]]]:

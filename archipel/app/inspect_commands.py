@@ -1,0 +1,117 @@
+"""``cost``, ``data`` and ``draw``: looking at what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from archipel.app.options import settings
+from archipel.core.errors import UsageError
+
+
+def _read_arch(text: str) -> Any:
+    """An architecture from JSON text, a JSON file, or a run folder."""
+    from archipel.core.storage import read_json
+
+    path = Path(text)
+    if not text.lstrip().startswith("{"):
+        if path.is_dir():
+            return read_json(path / "model" / "architecture.json")
+        return read_json(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"The architecture is not valid JSON: {error}.") from error
+
+
+def _space(space: str, data: str, options: tuple[str, ...]) -> Any:
+    from archipel.data.load import load
+    from archipel.spaces.catalogue import make_space
+
+    return make_space(space, load(data).without_test(), **settings(options, "--space-option"))
+
+
+@click.command()
+@click.option("--space", default="auto", show_default=True, help="A name, or my_file.py:MyModel.")
+@click.option("--data", default="digits", show_default=True, help="Gives the input's shape.")
+@click.option("--space-option", multiple=True)
+@click.option("--arch", help="JSON, a JSON file or a run folder; by default a summary of random ones.")
+@click.option("--samples", default=200, show_default=True, help="How many random architectures.")
+@click.option("--latency", is_flag=True, help="Measure latency too.")
+@click.option("--json", "as_json", is_flag=True)
+def cost(
+    space: str, data: str, space_option: tuple[str, ...], arch: str | None, samples: int, latency: bool, as_json: bool
+) -> None:
+    """Exact parameters and MACs, memory and latency of an architecture; or the range over a space."""
+    from random import Random
+
+    from archipel.app.inspection import costs_of, costs_over
+
+    made = _space(space, data, space_option)
+    out: dict[str, Any]
+    if arch is not None:
+        out = costs_of(made, made.validate(_read_arch(arch)), latency)
+    else:
+        out = costs_over(made, Random(0), samples)
+    if as_json:
+        click.echo(json.dumps(out))
+        return
+    for name, value in out.items():
+        click.echo(f"{name:<16} {value:,}" if isinstance(value, int | float) else f"{name:<16} {value}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--data-option", multiple=True, help="Setting of the data, such as limit=500. Repeatable.")
+@click.option("--json", "as_json", is_flag=True)
+def data(name: str | None, data_option: tuple[str, ...], as_json: bool) -> None:
+    """List known data, or describe one: its splits, where it was found or how to get it."""
+    from archipel.data.load import available, describe
+
+    if name is None:
+        rows = available()
+        if as_json:
+            click.echo(json.dumps(rows))
+            return
+        for row in rows:
+            click.echo("  ".join(str(v) for v in row.values()) if isinstance(row, dict) else str(row))
+        return
+    found = describe(name, **settings(data_option, "--data-option"))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        click.echo(f"{key:<16} {value}")
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--space", default="auto", show_default=True)
+@click.option("--data", default="digits", show_default=True)
+@click.option("--space-option", multiple=True)
+@click.option("--arch", help="JSON or a JSON file; by default a random one, or the run's.")
+@click.option("--out", type=click.Path(path_type=Path), default="architecture.svg", show_default=True)
+def draw(run: Path | None, space: str, data: str, space_option: tuple[str, ...], arch: str | None, out: Path) -> None:
+    """Draw an architecture, or the network of a run, as SVG."""
+    from random import Random
+
+    from archipel.core.storage import write_atomically
+    from archipel.search.report import drawing
+
+    if run is not None:
+        from archipel.app.inspection import space_of_run
+
+        made, found = space_of_run(run)
+        chosen = made.validate(_read_arch(arch) if arch else found)
+    else:
+        made = _space(space, data, space_option)
+        chosen = made.validate(_read_arch(arch)) if arch else made.sample(Random(0))
+    picture = drawing(made, chosen)
+    write_atomically(out, lambda f: f.write(picture.encode()))
+    click.echo(str(out))
+
+
+COMMANDS = (cost, data, draw)

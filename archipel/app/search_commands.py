@@ -1,0 +1,181 @@
+"""``search``, ``resume``, ``report`` and ``export``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from archipel.app.options import byte_count, settings
+from archipel.core.errors import RunError
+
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars.")
+json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output.")
+
+
+@click.command()
+@click.option("--data", default="digits", show_default=True, help="A name (see `archipel data`), a file or a folder.")
+@click.option("--space", default="auto", show_default=True, help="A name, or my_file.py:MyModel.")
+@click.option("--strategy", default="evolution", show_default=True, help="See `archipel methods`.")
+@click.option("--budget", default="32", show_default=True, help="100, 100trials, 200epochs, 90s, 30min, 2h.")
+@click.option("--limit", multiple=True, help="Hard limit, such as macs=5e6, params=100k, latency=3ms. Repeatable.")
+@click.option("--objective", multiple=True, help="Metric, with :min if less is better. Repeatable.")
+@click.option("--workers", default=1, show_default=True, help="Trials at once.")
+@click.option("--executor", default="local", show_default=True, help="inline, local, ray or dask.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--epochs", type=int, help="Epochs of a trial.")
+@click.option("--final-epochs", type=int, help="Epochs of the final training; by default twice a trial's.")
+@click.option("--recipe", multiple=True, help="Training setting, such as lr=0.01. Repeatable.")
+@click.option("--set", "options", multiple=True, help="Setting of the strategy, such as population=20. Repeatable.")
+@click.option("--space-option", multiple=True, help="Setting of the space. Repeatable.")
+@click.option("--data-option", multiple=True, help="Setting of the data, such as limit=500. Repeatable.")
+@click.option("--baseline", default=1.0, show_default=True, help="Random search's share of the budget; 0 for none.")
+@click.option("--final-random", default=3, show_default=True, help="Random networks trained like the chosen one.")
+@click.option("--trial-seconds", type=float, help="Time limit of a trial.")
+@click.option("--trial-memory", help="Memory limit of a trial, such as 2GB.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default a new one under runs/.")
+@quiet_option
+@json_option
+def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
+    """Find, train, check and hand over a network.
+
+    \b
+    archipel search --data digits --limit macs=200k --budget 30 --workers 2 --out run/
+    archipel search --data my_images/ --space mobile --budget 30min --out run/
+    archipel search --data table.csv --space my_file.py:MyModel
+    """
+    from archipel.search.config import SearchConfig
+    from archipel.search.driver import run_search
+
+    recipe = settings(given["recipe"], "--recipe")
+    if given["epochs"] is not None:
+        recipe["epochs"] = given["epochs"]
+    config = SearchConfig.from_dict(
+        {
+            "data": given["data"],
+            "space": given["space"],
+            "strategy": given["strategy"],
+            "budget": given["budget"],
+            "limits": list(given["limit"]),
+            "objectives": list(given["objective"]),
+            "workers": given["workers"],
+            "executor": given["executor"],
+            "seed": given["seed"],
+            "recipe": recipe,
+            "final_epochs": given["final_epochs"],
+            "strategy_options": settings(given["options"], "--set"),
+            "space_options": settings(given["space_option"], "--space-option"),
+            "data_options": settings(given["data_option"], "--data-option"),
+            "baseline": given["baseline"],
+            "final_random": given["final_random"],
+            "trial_seconds": given["trial_seconds"],
+            "trial_memory": byte_count(given["trial_memory"]),
+        }
+    )
+    _carry_out(lambda progress: run_search(config, out, progress), quiet, as_json)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--workers", type=int, help="Trials at once, if other than before.")
+@click.option("--executor", help="Where they run, if elsewhere than before.")
+@quiet_option
+@json_option
+def resume(run: Path, workers: int | None, executor: str | None, quiet: bool, as_json: bool) -> None:
+    """Go on with an interrupted run."""
+    from archipel.search.driver import resume as go_on
+
+    changes = {k: v for k, v in {"workers": workers, "executor": executor}.items() if v is not None}
+    _carry_out(lambda progress: go_on(run, progress, **changes), quiet, as_json)
+
+
+def _carry_out(work: Callable[[Any], Any], quiet: bool, as_json: bool) -> None:
+    import signal
+
+    from archipel.app.progress import Terminal
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # a polite kill is treated like Ctrl-C
+    with nullcontext() if quiet or as_json else Terminal() as progress:
+        result = work(progress)
+    report = _summary(result.report)
+    click.echo(json.dumps(report)) if as_json else _print_summary(report)
+
+
+def _summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What a script wants to know of a run."""
+    chosen = report["chosen"]
+    metrics = chosen["metrics"]
+    return {
+        "run": report["run"],
+        "status": report["status"],
+        "arch": chosen["arch"],
+        "costs": chosen["costs"],
+        "validation": {k[4:]: v for k, v in metrics.items() if k.startswith("val_")},
+        "test": {k[5:]: v for k, v in metrics.items() if k.startswith("test_")},
+        "random": report["random"],
+        "files": {k: str(Path(report["run"]) / v) for k, v in report.get("files", {}).items()},
+        "report": str(Path(report["run"]) / "report.html"),
+        "notes": report["notes"],
+    }
+
+
+def _print_summary(s: dict[str, Any]) -> None:
+    def line(name: str, text: Any) -> None:
+        click.echo(f"{name:<12} {text}")
+
+    def figures(values: dict[str, float]) -> str:
+        return ", ".join(f"{k} {v:,.0f}" if abs(v) >= 1000 else f"{k} {v:.4g}" for k, v in values.items())
+
+    line("status", s["status"])
+    line("network", json.dumps(s["arch"]))
+    line("costs", figures(s["costs"]))
+    line("validation", figures(s["validation"]))
+    if s["test"]:
+        line("test", figures(s["test"]))
+    random = s["random"] or {}
+    if "mean" in random:
+        spread = f"average {random['mean']:.4f} ± {random['std']:.4f} over {random['n']}, best {random['best']:.4f}"
+        line("random", f"{spread}, P(random better) {random['p_random_better']:.3f}")
+    if "final_test" in random and random["final_test"]["random_mean"] is not None:
+        final = random["final_test"]
+        line("", f"same final training: chosen {final['chosen']:.4f}, random average {final['random_mean']:.4f} (test)")
+    if s["files"]:
+        line("model", str(Path(next(iter(s["files"].values()))).parent))
+    line("figures", str(Path(s["run"]) / "report.json"))
+    line("report", s["report"])
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    """Print a run's figures and where its page is."""
+    from archipel.search.driver import load_result
+
+    if not (run / "report.json").exists():
+        done = "" if (run / "config.json").exists() else " and no run there"
+        raise RunError(f"{run} has no report yet{done}. `archipel resume {run}` finishes a run.")
+    summary = _summary(load_result(run).report)
+    click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to copy the checked model to.")
+@click.option("--json", "as_json", is_flag=True)
+def export(run: Path, to: Path | None, as_json: bool) -> None:
+    """Check the exported network of a run against its weights, and copy it where it is wanted."""
+    from archipel.search.driver import export_run
+
+    folder, files = export_run(run, to)
+    click.echo(json.dumps({"folder": str(folder), "files": files}) if as_json else f"{folder}: {', '.join(files)}")
+
+
+COMMANDS = (search, resume, report, export)

@@ -1,0 +1,1 @@
+"""What a finished search says: which decisions matter, and whether small budgets rank as large ones do."""

@@ -1,0 +1,260 @@
+"""One loop for all differentiable searches; a method fills one or two of its five slots.
+
+    mix             how options are blended                    :mod:`archipel.search.differentiable.mix`
+    arch-gradient   how the architecture learns                :mod:`archipel.search.differentiable.arch_gradient`
+    objective       what for, and within which limits          :mod:`archipel.search.differentiable.objective`
+    schedule        how long, with which optimisers            :mod:`archipel.search.differentiable.schedule`
+    select          how the answer is read off                 :mod:`archipel.search.differentiable.select`
+
+The training data are cut in two: weights learn from one part, the architecture from the other. The validation data of
+the data set take no part in the search; they judge its mixture, its answer and the networks trained afterwards.
+Every epoch draws its randomness from (seed, epoch) alone and is saved, so an interrupted search ends the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from archipel.core.decision import Arch
+from archipel.core.errors import DataError, SpaceError, UsageError
+from archipel.core.space import Space
+from archipel.core.supernet import Supernet
+from archipel.data.dataset import Split
+from archipel.search.differentiable.arch_gradient import ArchGradient, FirstOrder
+from archipel.search.differentiable.diagnostics import discretisation_gap, normalised_entropy
+from archipel.search.differentiable.mix import Mix, Softmax
+from archipel.search.differentiable.objective import CrossEntropy, SearchObjective
+from archipel.search.differentiable.parameters import ArchParameters, Moment
+from archipel.search.differentiable.schedule import Schedule
+from archipel.search.differentiable.select import Argmax, Select, nearest_feasible, option_scores
+from archipel.search.differentiable.state import SearchState
+from archipel.search.strategy import Context, Strategy, Trial
+from archipel.search.training import shuffled
+from archipel.spaces.module_space import ModuleSpace
+from archipel.spaces.operations import CellSpace
+
+CHECKPOINT = "differentiable"
+
+
+class DifferentiableSearch(Strategy):
+    """Trains a supernet and its architecture together, then proposes the one architecture that comes out.
+
+    Args:
+        mix, arch_gradient, objective, schedule, select: the slots; first-order DARTS by default.
+        fixed: values of decisions that are not searched (those that set sizes cannot be).
+
+    Attributes:
+        log: for each epoch, losses, mean normalised entropy of the mixture weights, accuracy of the mixture and of its
+            discretisation on the validation data, their gap, and the logits.
+        state: supernet and logits, after ``prepare``.
+
+    >>> DifferentiableSearch(schedule=Schedule(epochs=2)).schedule.alpha_lr
+    0.0003
+    """
+
+    def __init__(
+        self,
+        mix: Mix | None = None,
+        arch_gradient: ArchGradient | None = None,
+        objective: SearchObjective | None = None,
+        schedule: Schedule | None = None,
+        select: Select | None = None,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.mix = mix or Softmax()
+        self.arch_gradient = arch_gradient or FirstOrder()
+        self.objective = objective or CrossEntropy()
+        self.schedule = schedule or Schedule()
+        self.select = select or Argmax()
+        self.fixed = dict(fixed or {})
+        self.log: list[dict[str, Any]] = []
+        self.state: SearchState | None = None
+        self._answer: Arch | None = None
+        self._asked = False
+
+    # --- the strategy ----------------------------------------------------------------------------------------------
+
+    def prepare(self, context: Context) -> None:
+        """
+        Raises:
+            SpaceError: the space has no supernet, none with the edges that the mix needs, or decisions that cannot be
+                blended.
+            DataError: a part of the training data would lack a class.
+            Diverged: a loss is not finite.
+        """
+        state = self.state = self.start(context)
+        gradient, select = copy.deepcopy(self.arch_gradient), copy.deepcopy(self.select)
+        saved = context.checkpoints.load(CHECKPOINT)
+        begin = 0
+        if saved is not None:
+            state.load_state_dict(saved["state"])
+            gradient.load_state_dict(saved["arch_gradient"])
+            select.load_state_dict(saved["select"])
+            begin, self.log, self._answer = saved["epoch"], list(saved["log"]), saved["answer"]
+
+        def save(epoch: int) -> None:
+            context.checkpoints.save(
+                CHECKPOINT,
+                {
+                    "epoch": epoch,
+                    "state": state.state_dict(),
+                    "arch_gradient": gradient.state_dict(),
+                    "select": select.state_dict(),
+                    "log": copy.deepcopy(self.log),
+                    "answer": self._answer,
+                },
+            )
+
+        epochs = state.schedule.epochs
+        with torch.random.fork_rng(devices=[]):  # the generator of the process is left as it was found
+            for epoch in range(begin, epochs if self._answer is None else 0):
+                losses = run_epoch(state, gradient, epoch, context.seed, context.deadline)
+                if losses is None:
+                    break
+                self.log.append({"epoch": epoch, **losses, **self._look(state, context.dataset.val)})
+                save(epoch + 1)
+                context.progress("search", (epoch + 1) / epochs)
+            if self._answer is None:
+                torch.manual_seed(context.seed)
+                self._answer = select(state)
+                save(len(self.log))
+        self._validation = context.dataset.val
+
+    def start(self, context: Context) -> SearchState:
+        """The state before the first epoch."""
+        schedule = self.schedule if context.epochs is None else self.schedule.over(context.epochs)
+        mix, objective = copy.deepcopy(self.mix), copy.deepcopy(self.objective)
+        supernet = make_supernet(self.problem.space, mix, context.seed)
+        parameters = ArchParameters.of(supernet, mix.weigh_edges, self.fixed, context.seed)
+        data = context.dataset
+        parts = halves(data.train, schedule.alpha_share, data.task, context.seed)
+        return SearchState(supernet, parameters, mix, objective, schedule, data.task, parts)
+
+    def ask(self) -> Trial | None:
+        if self._asked:
+            return None
+        if self.state is None or self._answer is None:
+            raise UsageError(
+                "A differentiable search proposes what it has trained: call prepare(context) before ask()."
+            )
+        self._asked = True
+        arch, repaired = self._answer, False
+        if self.problem.feasible is not None and not self.problem.feasible(arch):
+            scores = option_scores(self.state.parameters, self._weights(self.state))
+            fixed = self.state.parameters.fixed
+            arch = nearest_feasible(self.problem.space, scores, fixed, self.problem.feasible, self.problem.rng)
+            repaired = True
+        info: dict[str, Any] = {"epochs": len(self.log), "repaired": repaired, "weights": self._weights(self.state)}
+        if self.log:
+            info |= {k: self.log[-1][k] for k in ("entropy", "mixture", "one_hot", "gap")}
+        return self.new_trial(self.problem.space.validate(arch), info=info)
+
+    def tell(self, trial: Trial) -> None:
+        pass
+
+    @property
+    def finished(self) -> bool:
+        return self._asked
+
+    def shared_scores(self, archs: Sequence[Arch]) -> list[float] | None:
+        """Accuracy (or R²) on the validation data with the supernet's weights and batch statistics."""
+        if self.state is None:
+            return None
+        metric = "r2" if self.state.task == "regression" else "accuracy"
+        return [self.state.metrics(self._validation, arch=self.problem.space.validate(a))[metric] for a in archs]
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _weights(state: SearchState) -> dict[str, list[float]]:
+        return {n: w.detach().tolist() for n, w in state.mixture_weights().items()}
+
+    def _look(self, state: SearchState, data: Split) -> dict[str, Any]:
+        arch = Argmax()(state)
+        return {
+            "entropy": normalised_entropy(self._weights(state)),
+            **discretisation_gap(state, arch, data),
+            "alpha": {n: p.detach().tolist() for n, p in state.logits.items()},
+        }
+
+
+def make_supernet(space: Space, mix: Mix, seed: int) -> Supernet:
+    """A space's supernet with the edges that a mix needs.
+
+    Raises:
+        SpaceError: the space has no supernet, or its edges cannot be replaced.
+    """
+    if mix.edge is None:
+        return space.supernet(seed=seed) if isinstance(space, ModuleSpace) else space.supernet()
+    if not isinstance(space, CellSpace):
+        raise SpaceError(
+            f"{type(mix).__name__} makes the edges of a cell in its own way, but {space.name} has no edges that can be "
+            f"replaced. Use a cell space (such as DartsSpace), or a mix that keeps the space's own modules, as Softmax."
+        )
+    return space.supernet(seed=seed, edge=mix.edge)
+
+
+def run_epoch(
+    state: SearchState, gradient: ArchGradient, epoch: int, seed: int, deadline: float | None = None
+) -> dict[str, float] | None:
+    """One pass over the weights' half; the architecture's half is cycled through beside it.
+
+    Returns:
+        mean training loss, or None if the deadline (on the monotonic clock) passed before the end.
+    """
+    torch.manual_seed(seed * 100_003 + epoch)
+    state.supernet.train()
+    ours, theirs = state.halves
+    size = state.schedule.batch_size
+    order = shuffled(len(ours), seed, epoch)
+    other = shuffled(len(theirs), seed + 1, epoch)
+    steps = state.steps_per_epoch
+    total = 0.0
+    for step in range(steps):
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        state.moment = Moment(epoch, state.schedule.epochs, epoch * steps + step, state.schedule.epochs * steps)
+        index = order[step * size : (step + 1) * size]
+        place = (torch.arange(min(size, len(theirs))) + step * size) % len(theirs)
+        total += gradient.update(state, batch(ours, index), batch(theirs, other[place]))
+    state.parameters.check_finite()
+    return {"train_loss": total / steps}
+
+
+def batch(data: Split, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return data.x[index], data.y[index]
+
+
+def halves(data: Split, alpha_share: float, task: str, seed: int) -> tuple[Split, Split]:
+    """The weights' and the architecture's part of the training data; classes are shared out evenly.
+
+    With a share of 0, both are all of it.
+
+    Raises:
+        DataError: a class that has too few examples to be in both; names it.
+    """
+    if alpha_share == 0.0:
+        return data, data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    if task != "classification":
+        cut = round(alpha_share * len(data))
+        if not 0 < cut < len(data):
+            raise DataError(f"{len(data)} training examples cannot be divided; a search needs at least two.")
+        return data.take(order[cut:]), data.take(order[:cut])
+    theirs, ours = [], []
+    for label in data.y.unique().tolist():
+        members = order[data.y[order] == label]
+        cut = round(alpha_share * len(members))
+        if not 0 < cut < len(members):
+            raise DataError(
+                f"Class {label} has {len(members)} training example(s), too few to be in both parts of the training "
+                f"data (a share of {alpha_share} is for the architecture). Add examples or leave the class out."
+            )
+        theirs.append(members[:cut])
+        ours.append(members[cut:])
+    return data.take(torch.cat(ours)), data.take(torch.cat(theirs))

@@ -1,0 +1,134 @@
+"""The `mix` slot: from logits to weights, and from weights to a blend of options.
+
+    weights    p = g(α), for instance softmax(α)
+    blend      y = Σ_o p_o · o(x)
+
+A method may replace either, or the edge itself (see :mod:`archipel.spaces.operations`). What holds for all of them is
+here, once: an option whose weight is exactly zero is never computed, a zero operation contributes nothing and is left
+out, and under one-hot weights a supernet computes what the discrete network computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archipel.core.choice import Blend, Choice, Inputs
+from archipel.core.errors import SpaceError
+from archipel.search.differentiable.parameters import ArchParameters, Moment, Row
+from archipel.spaces.operations import EdgeFactory, Zero
+
+
+class Slot:
+    """A part of a search; one that carries state over steps overrides both methods."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Mix(Slot):
+    """How options are blended.
+
+    Attributes:
+        edge: makes the edges of the supernet, or None for those of the space.
+        weigh_edges: whether nodes weigh their incoming edges (β).
+    """
+
+    edge: EdgeFactory | None = None
+    weigh_edges = False
+
+    def coefficients(self, logits: Tensor, row: Row, moment: Moment) -> Tensor:
+        """Weights of one row, ``[O] -> [O]``; exact zeros mark options that need not be computed."""
+        return torch.softmax(logits, 0)
+
+    def weights(self, logits: Mapping[str, Tensor], rows: Mapping[str, Row], moment: Moment) -> dict[str, Tensor]:
+        """Weights of all rows."""
+        return {name: self.coefficients(logits[name], row, moment) for name, row in rows.items()}
+
+    def blend(self, options: Sequence[nn.Module], weights: Tensor, *args: Any) -> Any:
+        """The mixture of the options whose weights are not zero."""
+        return weighted_sum(options, weights, *args)
+
+
+class Softmax(Mix):
+    """Softmax over the options of each choice, as in DARTS; nodes sum all their edges."""
+
+
+def weighted_sum(options: Sequence[nn.Module], weights: Tensor, *args: Any) -> Tensor:
+    """Σ_o w_o · o(x).
+
+    >>> weighted_sum([nn.Identity(), Zero()], torch.tensor([0.25, 0.75]), torch.ones(1, 1, 1, 2))
+    tensor([[[[0.2500, 0.2500]]]])
+    """
+    total: Tensor | None = None
+    for option, w in zip(options, weights.unbind()):
+        if not isinstance(option, Zero):
+            y = option(*args)
+            total = w * y if total is None else torch.addcmul(total, w, y)
+    return options[0](*args) if total is None else total
+
+
+class Mixture(Blend):
+    """The decider of a differentiable search.
+
+    Args:
+        weights: name of a row -> weights; see :meth:`Mix.weights`.
+        blend: see :meth:`Mix.blend`.
+        fixed: decisions without weights.
+
+    Raises:
+        SpaceError: a weight that is NaN.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        blend: Callable[..., Any] = weighted_sum,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(weights, blend, fixed)
+        self._live: dict[str, tuple[list[int], Tensor]] = {}
+        # One transfer for all rows: on an accelerator each would wait for the device.
+        flat = iter(torch.cat([w.detach() for w in weights.values()]).tolist() if weights else [])
+        for name, w in weights.items():
+            values = [next(flat) for _ in range(len(w))]
+            if any(v != v for v in values):
+                raise SpaceError(f"The mixture weights of {name!r} hold NaN: {values}. Lower the learning rates.")
+            live = [i for i, v in enumerate(values) if v != 0.0]
+            self._live[name] = live, w if len(live) == len(values) else w[live]
+
+    def choose(self, choice: Choice, *args: Any) -> Any:
+        name = choice.decision.name
+        if name not in self._live:
+            return super().choose(choice, *args)
+        live, w = self._live[name]
+        if not live:
+            raise SpaceError(
+                f"All options of {name!r} have weight zero. To remove an edge, zero its weight in its node instead."
+            )
+        return self.mix([choice.blended[i] for i in live], w, *args)
+
+    def gather(self, inputs: Inputs, states: Sequence[Tensor]) -> Tensor:
+        name = inputs.decision.name
+        if name not in self._live:
+            return super().gather(inputs, states)
+        live, w = self._live[name]
+        if not live:
+            raise SpaceError(f"Node {name!r} has no incoming edge left: all its weights are zero.")
+        total: Tensor | None = None
+        for i, w_i in zip(live, w.unbind()):
+            y = inputs.edges[i](states[i])
+            total = w_i * y if total is None else torch.addcmul(total, w_i, y)
+        assert total is not None
+        return total
+
+
+def one_hot(parameters: ArchParameters, arch: Mapping[str, Any]) -> Mixture:
+    """The mixture that is a discrete architecture."""
+    return Mixture(parameters.one_hot(arch), fixed=parameters.fixed)

@@ -1,0 +1,235 @@
+"""The state of a differentiable search: supernet, architecture parameters, optimisers, and the losses of both.
+
+Slots act on it. Weights may be passed in from outside (``torch.func.functional_call``), logits too; unless the weights
+take a step of their own, batch-norm statistics are left as they are, and so every loss is a function without effects.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from archipel.core.choice import Decider, Fixed
+from archipel.core.decision import Arch
+from archipel.core.errors import RunError
+from archipel.core.supernet import Supernet
+from archipel.data.dataset import Split
+from archipel.search.differentiable.arch_gradient import Batch, Tensors
+from archipel.search.differentiable.mix import Mix, Mixture
+from archipel.search.differentiable.objective import SearchObjective
+from archipel.search.differentiable.parameters import ArchParameters, Moment
+from archipel.search.differentiable.schedule import Schedule
+from archipel.search.training import Diverged, loss_of
+
+
+class SearchState:
+    """See the module's docstring; implements :class:`~archipel.search.differentiable.arch_gradient.Bilevel`.
+
+    Attributes:
+        supernet: weights of all options.
+        parameters: the logits.
+        mix, objective, schedule: slots that losses and steps depend on.
+        task: of the data set.
+        moment: where the search is; the loop moves it.
+        halves: the training data of the weights and of the architecture.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        parameters: ArchParameters,
+        mix: Mix,
+        objective: SearchObjective,
+        schedule: Schedule,
+        task: str,
+        halves: tuple[Split, Split],
+    ) -> None:
+        self.supernet = supernet
+        self.parameters = parameters
+        self.mix, self.objective, self.schedule = mix, objective, schedule
+        self.task = task
+        self.halves = halves
+        self.weights: Tensors = {n: p for n, p in supernet.named_parameters() if p.requires_grad}
+        self.logits: Tensors = dict(parameters.logits)
+        self.weight_optimizer = schedule.weight_optimizer(self.weights.values())
+        self.alpha_optimizer = schedule.alpha_optimizer(self.logits.values())
+        self._norms = batch_norms(supernet)
+        self.moment = Moment(0, schedule.epochs, 0, schedule.epochs * self.steps_per_epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.halves[0]) // self.schedule.batch_size)
+
+    @property
+    def step_size(self) -> float:
+        return self.schedule.learning_rate(self.moment.epoch)
+
+    # --- losses ----------------------------------------------------------------------------------------------------
+
+    def mixture_weights(self, logits: Mapping[str, Tensor] | None = None, training: bool = False) -> Tensors:
+        """Weights of every row; without noise unless ``training``."""
+        m = self.moment
+        moment = m if training else Moment(m.epoch, m.epochs, m.step, m.steps, training=False)
+        return self.mix.weights(self.logits if logits is None else logits, self.parameters.rows, moment)
+
+    def output(self, x: Tensor, mixture: Mapping[str, Tensor], weights: Tensors | None = None) -> Tensor:
+        """What the supernet computes under mixture weights, perhaps with other weights of its own."""
+        self.supernet.decider = Mixture(mixture, self.mix.blend, self.parameters.fixed)
+        return self.supernet(x) if weights is None else torch.func.functional_call(self.supernet, weights, (x,))
+
+    def train_loss(self, batch: Batch, weights: Tensors | None = None, logits: Tensors | None = None) -> Tensor:
+        with frozen_statistics(self._norms):
+            mixture = self.mixture_weights(logits, training=True)
+            return self.objective.weight_loss(self, self.output(batch[0], mixture, weights), *batch)
+
+    def val_loss(self, batch: Batch, weights: Tensors | None = None, logits: Tensors | None = None) -> Tensor:
+        with frozen_statistics(self._norms):
+            mixture = self.mixture_weights(logits, training=True)
+            loss = self.objective.arch_loss(self, self.output(batch[0], mixture, weights), *batch)
+            return loss + self.objective.penalty(mixture, self.moment)
+
+    def descent(self, gradient: Mapping[str, Tensor]) -> Tensors:
+        s = self.schedule
+        out = {}
+        for n, g in gradient.items():
+            step = g + s.weight_decay * self.weights[n].detach()
+            buffer = self.weight_optimizer.state.get(self.weights[n], {}).get("momentum_buffer")
+            out[n] = step if buffer is None else step + s.momentum * buffer
+        return out
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def alpha_step(self, gradient: Mapping[str, Tensor]) -> None:
+        """Adam on the logits, then the projection of the objective."""
+        for name, p in self.logits.items():
+            p.grad = gradient.get(name)
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.objective.project(self.parameters, self.moment)
+
+    def weight_step(self, batch: Batch) -> float:
+        """SGD on the weights; only options that were computed are updated.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        constant = {n: p.detach() for n, p in self.logits.items()}
+        mixture = self.mixture_weights(constant, training=True)
+        loss = self.objective.weight_loss(self, self.output(batch[0], mixture), *batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the search's training loss is {value} in epoch {self.moment.epoch}")
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.schedule.clip:
+            nn.utils.clip_grad_norm_(self.weights.values(), self.schedule.clip)
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = self.step_size
+        self.weight_optimizer.step()
+        return value
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def metrics(
+        self, data: Split, mixture: Mapping[str, Tensor] | None = None, arch: Arch | None = None
+    ) -> dict[str, float]:
+        """Loss and accuracy (or R²) with batch statistics; changes nothing.
+
+        Args:
+            mixture: weights of the rows; the current ones by default.
+            arch: a discrete architecture instead, of which only the path is computed.
+        """
+        decider: Decider = (
+            Fixed(arch)
+            if arch is not None
+            else Mixture(self.mixture_weights() if mixture is None else mixture, self.mix.blend, self.parameters.fixed)
+        )
+        self.supernet.decider = decider
+        with batch_statistics(self.supernet):
+            output = torch.cat([self.supernet(x) for x in data.x.chunk(-(-len(data) // 512))])
+        found = {"loss": float(loss_of(self.task, output, data.y))}
+        if self.task == "regression":
+            total = float(((data.y - data.y.mean(0)) ** 2).sum())
+            found["r2"] = 1.0 - float(((output - data.y) ** 2).sum()) / total
+        else:
+            found["accuracy"] = float((output.argmax(-1) == data.y).double().mean())
+        return found
+
+    # --- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that a step depends on."""
+        return copy.deepcopy(
+            {
+                "net": self.supernet.state_dict(),
+                "logits": {n: p.detach() for n, p in self.logits.items()},
+                "weight_optimizer": self.weight_optimizer.state_dict(),
+                "alpha_optimizer": self.alpha_optimizer.state_dict(),
+                "mix": self.mix.state_dict(),
+                "objective": self.objective.state_dict(),
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            RunError: the state is of another space or other settings.
+        """
+        state = copy.deepcopy(dict(state))
+        shapes = {n: tuple(p.shape) for n, p in self.logits.items()}
+        saved = {n: tuple(t.shape) for n, t in state["logits"].items()}
+        if shapes != saved:
+            raise RunError(
+                f"The saved search has {len(saved)} rows of architecture parameters, this one has {len(shapes)}, or "
+                f"of other lengths. Resume with the settings that it was begun with, or begin a new run."
+            )
+        self.supernet.load_state_dict(state["net"])
+        with torch.no_grad():
+            for n, p in self.logits.items():
+                p.copy_(state["logits"][n])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.mix.load_state_dict(state["mix"])
+        self.objective.load_state_dict(state["objective"])
+
+
+def batch_norms(net: nn.Module) -> list[_BatchNorm]:
+    return [m for m in net.modules() if isinstance(m, _BatchNorm)]
+
+
+@contextmanager
+def frozen_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms that are training normalise by the batch but leave their running statistics bitwise as they are."""
+    before = [(m, m.track_running_stats, m.momentum) for m in norms]
+    for m in norms:
+        m.track_running_stats, m.momentum = False, 0.0
+    try:
+        yield
+    finally:
+        for m, track, momentum in before:
+            m.track_running_stats, m.momentum = track, momentum
+
+
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, except that batch norms use the statistics of the batch, and keep none of them."""
+    modes = [(m, m.training) for m in net.modules()]
+    norms = batch_norms(net)
+    net.eval()
+    for m in norms:
+        m.train()
+    try:
+        with frozen_statistics(norms):
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode

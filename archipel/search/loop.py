@@ -1,0 +1,306 @@
+"""The ask/tell loop of one arm of a run: the strategy's, or the random baseline's.
+
+The loop keeps the order of asks and tells in the journal. A strategy is a deterministic function of that order, so an
+interrupted loop is restored by replaying it, without pickling anybody's state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from archipel.core.decision import Arch
+from archipel.core.errors import RunError
+from archipel.core.run import Journal
+from archipel.search.config import Budget
+from archipel.search.executors import Crew
+from archipel.search.strategy import Problem, Strategy, Trial
+from archipel.search.worker import Job, Outcome
+
+# A worker that dies takes its trial with it; the trial is tried again this often before it counts as failed.
+ATTEMPTS = 3
+
+
+@dataclass
+class Ledger:
+    """What an arm spent."""
+
+    queries: int = 0
+    cached: int = 0
+    failures: int = 0
+    epochs: float = 0.0
+    trial_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return dict(self.__dict__)
+
+
+@dataclass
+class Arm:
+    """One strategy with its budget, its trials and what it spent.
+
+    Args:
+        name: ``"search"`` or ``"baseline"``.
+        strategy: already set up for ``problem``.
+        costs: architecture -> exact costs that belong to its metrics.
+        key: architecture -> what equal results are cached by.
+    """
+
+    name: str
+    strategy: Strategy
+    problem: Problem
+    budget: Budget
+    journal: Journal
+    key: Callable[[Arch], Any]
+    costs: Callable[[Arch], dict[str, float]] = lambda arch: {}
+    trials: list[Trial] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    on_told: Callable[[Trial], None] = lambda trial: None
+
+    def __post_init__(self) -> None:
+        self.pending: dict[int, Trial] = {}
+        self.best: Trial | None = None
+        self._asked = 0
+        self._asked_epochs = 0.0
+        self._resource_of: dict[int, int] = {}
+        self._seen: dict[Any, Trial] = {}
+        self._clock = time.monotonic()
+
+    # --- budget ----------------------------------------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        return self.ledger.seconds + time.monotonic() - self._clock
+
+    def spent(self) -> float:
+        """The share of the budget that is spent (by asks, for trials and epochs)."""
+        if self.budget.trials is not None:
+            return self._asked / self.budget.trials
+        if self.budget.epochs is not None:
+            return self._asked_epochs / self.budget.epochs
+        return self.elapsed() / (self.budget.seconds or math.inf)
+
+    def ask(self) -> Trial | None:
+        """The next trial, recorded; None when the budget is spent or the strategy waits or is finished."""
+        if self.spent() >= 1.0 or self.strategy.finished:
+            return None
+        trial = self.strategy.ask()
+        if trial is not None:
+            self._count(trial)
+            self.journal.asked(self.name, trial.id)
+        return trial
+
+    def _count(self, trial: Trial) -> None:
+        self.pending[trial.id] = trial
+        self._asked += 1
+        full = self.problem.max_resource
+        start = 0
+        if trial.resume is not None:
+            start = self._resource_of.get(trial.resume, 0)
+        resource = full if trial.resource is None else trial.resource
+        self._resource_of[trial.id] = resource
+        self._asked_epochs += resource - start
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def known(self, trial: Trial) -> Trial | None:
+        """An earlier trial of the same network and amount of training, whose result this one would repeat."""
+        if trial.resume is not None:
+            return None
+        return self._seen.get((self.key(trial.arch), trial.resource))
+
+    def tell(self, trial: Trial, outcome: Outcome, cached: bool = False) -> None:
+        """Record an outcome, on disk first, then tell the strategy."""
+        trial.metrics, trial.failure, trial.seconds = outcome.metrics, outcome.failure, outcome.seconds
+        if outcome.metrics and not cached:
+            trial.metrics = {**outcome.metrics, **self.costs(trial.arch)}
+        row = {
+            "id": trial.id,
+            "arch": trial.arch,
+            "resource": trial.resource,
+            "resume": trial.resume,
+            "info": trial.info,
+            "metrics": trial.metrics,
+            "failure": trial.failure,
+            "seconds": trial.seconds,
+        }
+        self.journal.told(self.name, row, cached)
+        self._take(trial, cached)
+
+    def _take(self, trial: Trial, cached: bool) -> None:
+        self.pending.pop(trial.id, None)
+        self.trials.append(trial)
+        ledger = self.ledger
+        ledger.queries += 1
+        ledger.cached += cached
+        ledger.trial_seconds += trial.seconds
+        if trial.failure is None:
+            if not cached:
+                ledger.epochs += trial.metrics.get("epochs", 0.0)
+                self._seen[(self.key(trial.arch), trial.resource)] = trial
+            if self._complete(trial) and (self.best is None or self.score(trial) > self.score(self.best)):
+                self.best = trial
+        else:
+            ledger.failures += 1
+        self.strategy.tell(trial)
+        self.on_told(trial)
+
+    def _complete(self, trial: Trial) -> bool:
+        """Whether a trial had the full amount of training; only such trials compete for being the best."""
+        return trial.resource is None or trial.resource >= self.problem.max_resource
+
+    def complete_trials(self) -> list[Trial]:
+        """Successful trials that had the full amount of training, in the order they were told."""
+        return [t for t in self.trials if t.ok and self._complete(t)]
+
+    def score(self, trial: Trial) -> float:
+        return self.problem.score(trial)
+
+    # --- resuming --------------------------------------------------------------------------------------------------
+
+    def replay(self) -> None:
+        """Restore the strategy from the journal.
+
+        Raises:
+            RunError: the strategy proposes something else than it did, so code or settings have changed.
+        """
+        rows = {row["id"]: row for row in self.journal.trials(self.name)}
+        for kind, trial_id in self.journal.events(self.name):
+            if kind == "ask":
+                trial = self.strategy.ask()
+                if trial is None or trial.id != trial_id:
+                    raise RunError(f"Cannot resume: the strategy does not propose trial {trial_id} of the journal "
+                                   f"again. The code or the settings have changed since.")  # fmt: skip
+                self._count(trial)
+                continue
+            trial, row = self.pending[trial_id], rows[trial_id]
+            if trial.arch != row["arch"]:
+                raise RunError(f"Cannot resume: trial {trial_id} was {row['arch']}, but the strategy now proposes "
+                               f"{trial.arch}. The code or the settings have changed since.")  # fmt: skip
+            trial.metrics, trial.failure, trial.seconds = row["metrics"], row["failure"], row["seconds"]
+            self._take(trial, bool(row["cached"]))
+        self.ledger.seconds = self.journal.recall(f"seconds:{self.name}", 0.0)
+        self._clock = time.monotonic()
+
+    def save_clock(self) -> None:
+        """Remember the seconds spent."""
+        self.ledger.seconds, self._clock = self.elapsed(), time.monotonic()
+        self.journal.note(f"seconds:{self.name}", self.ledger.seconds)
+
+
+def run_table(arm: Arm, evaluate: Callable[[Arch], dict[str, float]]) -> None:
+    """Run an arm on an evaluator that answers at once (a table)."""
+    try:
+        for trial in list(arm.pending.values()):
+            arm.tell(trial, Outcome(evaluate(trial.arch)))
+        while (trial := arm.ask()) is not None:
+            arm.tell(trial, Outcome(evaluate(trial.arch)))
+    finally:
+        arm.save_clock()
+        arm.journal.flush()
+
+
+def run_crew(
+    arm: Arm, crew: Crew, make_job: Callable[[Trial], Job], progress: Callable[[Arm], None] = lambda arm: None
+) -> None:
+    """Run an arm with workers: as many trials in flight as there are workers, told as they finish."""
+    flights = _Flights(crew, make_job)
+    try:
+        for trial in list(arm.pending.values()):
+            flights.launch(trial)
+        while True:
+            while len(flights) < crew.workers and (trial := arm.ask()) is not None:
+                earlier = arm.known(trial)
+                if earlier is not None:
+                    arm.tell(trial, Outcome(dict(earlier.metrics)), cached=True)
+                else:
+                    flights.launch(trial)
+            if not len(flights):
+                break
+            for trial, outcome in flights.landed():
+                arm.tell(trial, outcome)
+                arm.save_clock()
+            progress(arm)
+    finally:
+        arm.save_clock()
+        arm.journal.flush()
+
+
+class _Flights:
+    """Trials in flight, and what to do when a worker dies or hangs."""
+
+    def __init__(self, crew: Crew, make_job: Callable[[Trial], Job]) -> None:
+        self.crew = crew
+        self.make_job = make_job
+        self.futures: dict[Future[Outcome], Trial] = {}
+        self.limits: dict[int, float] = {}
+        self.attempts: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    def launch(self, trial: Trial) -> None:
+        job = self.make_job(trial)
+        try:
+            future = self.crew.submit(job)
+        except Exception:  # the pool broke since we last looked
+            if not self.crew.replaceable:
+                raise
+            self.crew.replace()
+            future = self.crew.submit(job)
+        self.futures[future] = trial
+        if job.seconds is not None:
+            # The worker ends its trial itself; if it cannot even do that, we end the worker.
+            self.limits[trial.id] = time.monotonic() + job.seconds * 1.5 + 20.0
+
+    def landed(self) -> list[tuple[Trial, Outcome]]:
+        """Wait for at least one trial; finished ones in the order of their ids."""
+        while True:
+            done, _ = wait(self.futures, timeout=1.0, return_when=FIRST_COMPLETED)
+            out, lost = [], []
+            for future in done:
+                trial = self.futures.pop(future)
+                error = future.exception()
+                if error is None:
+                    out.append((trial, future.result()))
+                else:
+                    lost.append((trial, error))
+            if lost:
+                out += self._recover(lost)
+            out += self._end_hanging()
+            if out:
+                return sorted(out, key=lambda pair: pair[0].id)
+
+    def _recover(self, lost: list[tuple[Trial, BaseException]]) -> list[tuple[Trial, Outcome]]:
+        """Try trials again whose worker died; give up on one after a few attempts."""
+        if self.crew.replaceable:
+            lost += [(trial, RuntimeError("its pool broke")) for trial in self.futures.values()]
+            self.futures.clear()
+            self.crew.replace()
+        failed = []
+        for trial, error in sorted(lost, key=lambda pair: pair[0].id):
+            self.attempts[trial.id] = self.attempts.get(trial.id, 0) + 1
+            if self.attempts[trial.id] >= ATTEMPTS:
+                reason = f"worker died {ATTEMPTS} times ({type(error).__name__}: {error}); out of memory?"
+                failed.append((trial, Outcome(failure=reason)))
+            else:
+                self.launch(trial)
+        return failed
+
+    def _end_hanging(self) -> list[tuple[Trial, Outcome]]:
+        now = time.monotonic()
+        hanging = {f: t for f, t in self.futures.items() if self.limits.get(t.id, math.inf) < now}
+        if not hanging:
+            return []
+        out = [(t, Outcome(failure="timeout: the trial hung and its worker was ended")) for t in hanging.values()]
+        others = [t for f, t in self.futures.items() if f not in hanging]
+        self.futures.clear()
+        if self.crew.replaceable:
+            self.crew.replace()
+        for trial in others:
+            self.launch(trial)
+        return out

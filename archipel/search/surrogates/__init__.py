@@ -1,0 +1,1 @@
+"""Models of the score as a function of the architecture."""

@@ -1,0 +1,58 @@
+"""Fills the generated pages — the catalogue and the claims — from the registry and the stored results."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    """Replace the markers of generated pages."""
+    if "<!-- catalogue -->" in markdown:
+        markdown = markdown.replace("<!-- catalogue -->", catalogue())
+    if "<!-- claims -->" in markdown:
+        markdown = markdown.replace("<!-- claims -->", claims())
+    return markdown
+
+
+def catalogue() -> str:
+    from archipel.app.catalogue import entries
+
+    rows = ["| method | family | slots | paper | claim |", "|---|---|---|---|---|"]
+    for e in sorted(entries(), key=lambda e: (e["family"], e["slug"])):
+        verdicts = "; ".join(c["verdict"] + (" (stale)" if c["stale"] else "") for c in e["claims"]) or "–"
+        title = e["title"].replace("|", "\\|")
+        rows.append(
+            f"| `{e['slug']}` | {e['family']} | {', '.join(e['slots'])} | [{title}]({e['link']}), {e['year']} | {verdicts} |"
+        )
+    return "\n".join(rows)
+
+
+def claims() -> str:
+    from archipel.claims.harness import figure, stored_claims, stored_results
+
+    parts = []
+    for r in stored_results():
+        stale = any(c["stale"] for c in stored_claims(r["slug"]))
+        parts += [
+            f"## {r['slug']}: {r['verdict']}{' (stale)' if stale else ''}",
+            r["statement"],
+            f"*Scale.* {r['scale']} {len(r['seeds'])} seeds, {r['seconds']:,.0f} s on {r['environment']['cores']} cores, "
+            f"PyTorch {r['environment']['packages']['torch']}.",
+            "| check | rests on it | came out | numbers |\n|---|---|---|---|\n"
+            + "\n".join(
+                f"| {_cell(c['text'])} | {'yes' if c['asserted'] else 'no'} | {'holds' if c['holds'] else 'does not hold'} "
+                f"| {_cell(c['numbers'])} |"
+                for c in r["checks"]
+            ),
+            f"```\n{r['table']}\n```",
+            "Every arm was tuned on the same grid: " + ", ".join(f"`{s}`" for s in r["grid"]) + "."
+            if len(r["grid"]) > 1
+            else "Nothing was tuned; all arms share one setting.",
+            f'<figure markdown="0">{figure(r)}</figure>',
+        ]
+    return "\n\n".join(parts) or "No claim has been run yet."
+
+
+def _cell(text: str) -> str:
+    return html.escape(text).replace("|", "&#124;")
