@@ -34,6 +34,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 @click.option("--space-option", multiple=True, help="Setting of the space. Repeatable.")
 @click.option("--data-option", multiple=True, help="Setting of the data, such as limit=500. Repeatable.")
 @click.option("--baseline", default=1.0, show_default=True, help="Random search's share of the budget; 0 for none.")
+@click.option("--final-candidates", default=2, show_default=True, help="How many of the best are trained in full.")
 @click.option("--final-random", default=3, show_default=True, help="Random networks trained like the chosen one.")
 @click.option("--trial-seconds", type=float, help="Time limit of a trial.")
 @click.option("--trial-memory", help="Memory limit of a trial, such as 2GB.")
@@ -71,6 +72,7 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
             "space_options": settings(given["space_option"], "--space-option"),
             "data_options": settings(given["data_option"], "--data-option"),
             "baseline": given["baseline"],
+            "final_candidates": given["final_candidates"],
             "final_random": given["final_random"],
             "trial_seconds": given["trial_seconds"],
             "trial_memory": byte_count(given["trial_memory"]),

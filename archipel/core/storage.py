@@ -27,6 +27,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             write(f)  # type: ignore[arg-type]
             f.flush()
             os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)  # temporary files start private
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:

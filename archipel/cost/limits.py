@@ -1,122 +1,299 @@
-"""Hard limits on costs: what no returned network may exceed."""
+"""Hard limits on costs: read from text with units, checked for each architecture, and for whether they can be kept.
+
+    macs=5e6   params=1M   latency=3ms   memory=2MB   training=64MiB
+
+K, M and G are thousands, millions and billions; KiB, MiB and GiB are powers of 1024. A limit is inclusive.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
 
 from archipel.core.decision import Arch, Decision
-from archipel.core.errors import InfeasibleError, UsageError, suggest
+from archipel.core.errors import InfeasibleError, SpaceError, UsageError, suggest
+from archipel.core.space import Space
+from archipel.cost.table import CostTable, archs_of
 
-if TYPE_CHECKING:
-    from archipel.core.space import Space
-
-# name typed -> (metric of the cost model, units)
-SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+# What a user writes -> the name of the cost, in the order in which costs are cheap to find.
 METRICS = {
-    "params": ("params", SCALE),
-    "macs": ("macs", SCALE),
-    "latency": ("latency_ms", {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}),
-    "memory": ("memory_bytes", {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}),
+    "params": "params",
+    "macs": "macs",
+    "memory": "memory_bytes",
+    "memory_bytes": "memory_bytes",
+    "training": "training_bytes",
+    "training_bytes": "training_bytes",
+    "latency": "latency_ms",
+    "latency_ms": "latency_ms",
 }
-# Spaces up to this size are searched completely for their cheapest architecture.
-ENUMERABLE = 2_000
+ORDER = tuple(dict.fromkeys(METRICS.values()))
+_DECIMAL = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_BINARY = {"ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30}
+_BYTES = {f"{p}b": f for p, f in {**_DECIMAL, **_BINARY}.items()}
+# Unit -> factor, lower case. A limit on bytes may also go without the B; a latency without unit is in milliseconds.
+UNITS = {
+    "params": _DECIMAL,
+    "macs": _DECIMAL,
+    "memory_bytes": {**_DECIMAL, **_BYTES},
+    "training_bytes": {**_DECIMAL, **_BYTES},
+    "latency_ms": {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3},
+}
+_LIMIT = re.compile(r"\s*([A-Za-z_]+)\s*<?=\s*(.+?)\s*")
+_VALUE = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-zµ]*)")
+# Spaces up to this size are searched for their cheapest network by looking at every one.
+SMALL = 4096
 
 
 @dataclass(frozen=True)
+class Cheapest:
+    """The cheapest architecture that was found; ``exact`` if there is none cheaper."""
+
+    arch: Arch
+    value: float
+    exact: bool
+    how: str
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    """Name of the cost and the limit, in its base unit.
+
+    Raises:
+        UsageError: another form, an unknown cost or unit, or a limit that is not positive.
+
+    >>> parse_limit("macs=5M"), parse_limit("memory=2KiB"), parse_limit("latency=0.5s")
+    (('macs', 5000000.0), ('memory_bytes', 2048.0), ('latency_ms', 500.0))
+    """
+    match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise UsageError(f"Limit {text!r} should read COST=NUMBER, with a unit if need be: macs=5e6 or memory=2MB.")
+    name, amount = match.groups()
+    if name.lower() not in METRICS:
+        raise UsageError(f"Limit {text!r}: there is no cost {name!r}. {suggest(name, METRICS)}")
+    parts = _VALUE.fullmatch(amount)
+    if parts is None:
+        raise UsageError(f"Limit {text!r}: {amount!r} is not a number, or a number and a unit.")
+    number, unit = parts.groups()
+    metric = METRICS[name.lower()]
+    units = UNITS[metric]
+    if unit.lower() not in units:
+        known = ", ".join(u or "none" for u in units)
+        raise UsageError(f"Limit {text!r}: unit {unit!r} does not fit {name}. Known: {known}.")
+    value = float(number) * units[unit.lower()]
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"Limit {text!r}: a limit must be a positive, finite number.")
+    return metric, value
+
+
 class Limits:
-    """Upper bounds on costs of a space's networks.
+    """Upper limits on the costs of a space's architectures.
 
     Args:
-        space: whose cost model measures.
-        bounds: metric of the cost model -> largest allowed value.
+        limits: name of the cost -> largest value allowed.
+        space: whose ``cost`` tells them.
+        costs: other ways to tell a cost, such as a latency predictor.
+
+    >>> from archipel.core.decision import Decision
+    >>> space = Space([Decision("width", [8, 16], ordered=True)])
+    >>> limits = Limits({"params": 10}, space, {"params": lambda arch: arch["width"]})
+    >>> limits.feasible({"width": 8}), limits.feasible({"width": 16}), limits.describe()
+    (True, False, 'params <= 10')
     """
 
-    space: Space
-    bounds: dict[str, float]
+    def __init__(
+        self,
+        limits: Mapping[str, float],
+        space: Space,
+        costs: Mapping[str, Callable[[Arch], float]] | None = None,
+    ) -> None:
+        self.space = space
+        self.by_metric = {m: limits[m] for m in sorted(limits, key=ORDER.index)}
+        self._costs = dict(costs or {})
+        self.tables: dict[str, CostTable] = {}
 
     @classmethod
-    def parse(cls, texts: Sequence[str], space: Space) -> Limits:
-        """From ``["macs=5e6", "params=100k", "latency=3ms", "memory=2MB"]``.
+    def parse(
+        cls, texts: Iterable[str], space: Space, costs: Mapping[str, Callable[[Arch], float]] | None = None
+    ) -> Limits:
+        """Limits from texts such as ``"macs=5e6"``.
 
         Raises:
-            UsageError: unknown metric or unit, no number, or a bound that is not positive; the same metric twice.
+            UsageError: a text that is no limit, or two limits on one cost.
         """
-        bounds: dict[str, float] = {}
+        limits: dict[str, float] = {}
         for text in texts:
-            name, _, amount = text.partition("=")
-            name = name.strip().lower()
-            if name not in METRICS:
-                raise UsageError(f"Limit {text!r}: no cost {name!r}. {suggest(name, METRICS)}")
-            metric, units = METRICS[name]
-            match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]*)\s*", amount.lower())
-            if not match or match[2] not in units:
-                raise UsageError(
-                    f"Limit {text!r} is not understood. Write {name}=<number>[{'|'.join(filter(None, units))}]."
-                )
-            try:
-                bound = float(match[1]) * units[match[2]]
-            except ValueError as error:
-                raise UsageError(f"Limit {text!r}: {match[1]!r} is no number.") from error
-            if not (math.isfinite(bound) and bound > 0):
-                raise UsageError(f"Limit {text!r}: a bound must be positive and finite.")
-            if metric in bounds:
-                raise UsageError(f"Limit {name} is given twice.")
-            bounds[metric] = bound
-        return cls(space, bounds)
+            metric, value = parse_limit(text)
+            if metric in limits:
+                raise UsageError(f"Limit {text!r}: {metric} is limited twice; give one limit for each cost.")
+            limits[metric] = value
+        return cls(limits, space, costs)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(self.bounds)
+        """Names of the limited costs, as in :class:`~archipel.cost.model.CostModel`."""
+        return tuple(self.by_metric)
+
+    def cost(self, metric: str, arch: Arch) -> float:
+        if metric in self.tables:
+            return self.tables[metric](arch)
+        if metric in self._costs:
+            return self._costs[metric](arch)
+        return getattr(self.space.cost, metric)(arch)
 
     def feasible(self, arch: Arch) -> bool:
-        """Whether a network keeps every limit, by its exact (or, for latency, measured) costs."""
-        return all(getattr(self.space.cost, m)(arch) <= bound for m, bound in self.bounds.items())
+        """Whether an architecture keeps all limits."""
+        return all(self.cost(metric, arch) <= limit for metric, limit in self.by_metric.items())
 
-    def describe(self) -> str:
-        return ", ".join(f"{m} ≤ {bound:,.6g}" for m, bound in self.bounds.items()) or "none"
+    __call__ = feasible
 
-    def check_possible(self) -> None:
-        """Make sure that at least one architecture keeps the limits.
+    def excess(self, arch: Arch) -> float:
+        """The largest of cost / limit: at most 1 if feasible."""
+        return max((self.cost(m, arch) / limit for m, limit in self.by_metric.items()), default=0.0)
+
+    # --- many at once ----------------------------------------------------------------------------------------------
+
+    def tabulated(self) -> Limits:
+        """The same limits, answered by exact tables: microseconds for an architecture, and many at once.
 
         Raises:
-            InfeasibleError: names the smallest cost that was found.
+            SpaceError: a limited cost has no exact table (a measured latency, say).
         """
-        for metric, bound in self.bounds.items():
-            arch, least, exact = cheapest(self.space, metric)
-            if least > bound:
-                known = "the smallest possible is" if exact else "the smallest found is"
+        copy = Limits(self.by_metric, self.space, self._costs)
+        for metric in self.by_metric:
+            own = self._costs.get(metric)
+            if own is None and metric not in ("params", "macs"):
+                raise SpaceError(f"There is no exact table for {metric}; only params and macs have one.")
+            copy.tables[metric] = CostTable.of(self.space, metric) if own is None else CostTable.fit(self.space, own, 2)
+        return copy
+
+    def excess_batch(self, index: np.ndarray) -> np.ndarray:
+        """The largest of cost / limit for each row of an index matrix ``[N, D]``; quick if :meth:`tabulated`."""
+        worst = np.zeros(len(index))
+        for metric, limit in self.by_metric.items():
+            if metric in self.tables:
+                costs = self.tables[metric].batch(index)
+            else:
+                costs = np.array([self.cost(metric, a) for a in archs_of(self.space, index)])
+            worst = np.maximum(worst, costs / limit)
+        return worst
+
+    def feasible_batch(self, index: np.ndarray) -> np.ndarray:
+        """Feasibility ``[N]`` of an index matrix ``[N, D]``."""
+        good = np.ones(len(index), dtype=bool)
+        for metric, limit in self.by_metric.items():
+            if metric in self.tables:
+                good &= self.tables[metric].batch(index) <= limit
+            else:
+                rows = np.flatnonzero(good)
+                archs = archs_of(self.space, index[rows])
+                good[rows] = [self.cost(metric, a) <= limit for a in archs]
+        return good
+
+    # --- in words --------------------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """The limits in words, such as ``"params <= 1,000,000, latency_ms <= 3"``."""
+        return ", ".join(f"{m} <= {_number(v)}" for m, v in self.by_metric.items()) or "no limits"
+
+    def cheapest(self, metric: str, enough: float = -math.inf, seed: int = 0) -> Cheapest:
+        """The cheapest architecture by one cost; see :func:`cheapest`."""
+        return cheapest(self.space, lambda arch: self.cost(metric, arch), enough, seed)
+
+    def check_possible(self) -> None:
+        """See whether each limit can be kept by itself.
+
+        Raises:
+            InfeasibleError: one cannot, as far as was looked; names the cheapest architecture.
+        """
+        for metric, limit in self.by_metric.items():
+            if metric == "latency_ms" and metric not in self._costs:
+                found = cheapest(self.space, self.space.cost.macs, seed=0)  # the least work; measuring all takes long
+                found = Cheapest(found.arch, self.cost(metric, found.arch), False, "the network with fewest MACs")
+            else:
+                found = self.cheapest(metric, enough=limit)
+            if found.value > limit:
+                certain = "The smallest possible" if found.exact else "The smallest found"
                 raise InfeasibleError(
-                    f"No architecture of {self.space.name} has {metric} ≤ {bound:,.6g}: {known} {least:,.6g} "
-                    f"({arch}). Raise the limit to that or more, or choose a smaller space."
+                    f"No network of {self.space.name} keeps {metric} <= {_number(limit)}. {certain} has "
+                    f"{_number(found.value)} ({found.how}): {found.arch}. Raise the limit, or choose a smaller space."
                 )
 
 
-def cheapest(space: Space, metric: str) -> tuple[Arch, float, bool]:
-    """The architecture with the lowest cost: architecture, cost, and whether it is certainly the lowest.
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.6g}"
 
-    Small spaces are enumerated. In larger ones each decision in turn takes its cheapest option until nothing changes,
-    which is exact for costs that grow with every decision on its own, and a good bound otherwise.
+
+def cheapest(
+    space: Space, cost: Callable[[Arch], float], enough: float = -math.inf, seed: int = 0, starts: int = 4
+) -> Cheapest:
+    """The architecture of smallest cost: by looking at all of a small space, else by coordinate descent.
+
+    Args:
+        enough: stop at a cost of at most this.
+        starts: descents; the first from the first option of every decision, the others from random architectures.
+
+    >>> from archipel.core.decision import Decision
+    >>> cheapest(Space([Decision("w", [3, 1, 2])]), lambda arch: arch["w"])
+    Cheapest(arch={'w': 1}, value=1, exact=True, how='all 3 compared')
     """
-    measure = getattr(space.cost, metric)
-    if space.size <= ENUMERABLE:
-        arch = min(space.enumerate(), key=measure)
-        return arch, measure(arch), True
-    arch = space.sample(Random(0))
-    cost = measure(arch)
+    rng = Random(seed)
+    first = _first(space)
+    best, value = first, cost(first)
+    if value <= enough:
+        return Cheapest(best, value, False, "the first that is cheap enough")
+    if space.size <= SMALL:
+        for arch in space.enumerate():
+            this = cost(arch)
+            if this < value:
+                best, value = arch, this
+                if value <= enough:
+                    return Cheapest(best, value, False, "the first that is cheap enough")
+        return Cheapest(best, value, True, f"all {space.size:,} compared")
+    for arch in itertools.chain([first], (space.sample(rng) for _ in range(starts - 1))):
+        arch, this = _descend(space, cost, arch, enough, rng)
+        if this < value:
+            best, value = arch, this
+        if value <= enough:
+            return Cheapest(best, value, False, "the first that is cheap enough")
+    return Cheapest(best, value, False, f"coordinate descent from {starts} architectures")
+
+
+def _first(space: Space) -> Arch:
+    arch: Arch = {}
+    for d in space.decisions:
+        if space.is_open(d.name, arch):
+            arch[d.name] = d.options[0] if isinstance(d, Decision) else d.decode(0.0)
+    return arch
+
+
+def _descend(space: Space, cost: Callable[[Arch], float], arch: Arch, enough: float, rng: Random) -> tuple[Arch, float]:
+    """Change one decision after the other to its cheapest option, until nothing gets cheaper."""
+    value = cost(arch)
     improved = True
-    while improved:
+    while improved and value > enough:
         improved = False
         for d in space.decisions:
             if d.name not in arch or not isinstance(d, Decision):
                 continue
             for option in d.options:
-                trial = space.complete({**arch, d.name: option}, Random(0))
-                trial_cost = measure(trial)
-                if trial_cost < cost:
-                    arch, cost, improved = trial, trial_cost, True
-    return arch, cost, False
+                if option == arch.get(d.name):
+                    continue
+                other = space.complete({**arch, d.name: option}, rng)
+                this = cost(other)
+                if this < value:
+                    arch, value, improved = other, this, True
+                if d.name not in arch:
+                    break
+    return arch, value
+
+
+def limits_behind(feasible: Any) -> Limits | None:
+    """The limits that a feasibility test belongs to, if it is one of :class:`Limits`."""
+    owner = feasible if isinstance(feasible, Limits) else getattr(feasible, "__self__", None)
+    return owner if isinstance(owner, Limits) else None

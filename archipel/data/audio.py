@@ -44,7 +44,7 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
         with wave.open(str(path), "rb") as file:
             channels, width, rate, frames = file.getparams()[:4]
             content = file.readframes(frames)
-    except (wave.Error, EOFError, OSError, struct.error, ValueError, OverflowError, MemoryError) as error:
+    except (wave.Error, EOFError, OSError, struct.error, RuntimeError, ValueError, ArithmeticError) as error:
         raise DataError(f"{path}: not a readable PCM wav file ({error or 'it ends too early'}).") from error
     if len(content) != frames * channels * width:
         raise DataError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archipel.data.detect import READERS, kind_of
-from archipel.data.find import locate, offline
+from archipel.data.find import locate, offline, user_path
 from archipel.data.load import load
 from archipel.data.options import exists, options_of, parse_spec
 from archipel.data.sources import SOURCES, Source
@@ -51,7 +51,7 @@ def describe(spec: str | Path) -> dict[str, Any]:
     else:
         out = {"name": name, "status": "found", "licence": None, "citation": None, "options": []}
         if exists(name):
-            kind = kind_of(Path(name).expanduser(), given.get("kind"))
+            kind = kind_of(user_path(name), given.get("kind"))
             out["options"] = sorted(options_of(READERS[kind], skip=1))
     data = load(spec)
     split = data.info["split"]

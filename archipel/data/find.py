@@ -67,14 +67,22 @@ class Published:
         return next((found for sub in self.folders if (found := self.inside(root / sub))), None)
 
 
+def user_path(path: str | Path) -> Path:
+    """The path with ``~`` filled in; a ``~name`` of nobody is taken literally."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def data_root() -> Path | None:
     """The user's folder of data sets."""
     folder = os.environ.get("ARCHIPEL_DATA")
-    return Path(folder).expanduser() if folder else None
+    return user_path(folder) if folder else None
 
 
 def cache_root() -> Path:
-    return Path(os.environ.get("ARCHIPEL_CACHE") or "~/.cache/archipel").expanduser()
+    return user_path(os.environ.get("ARCHIPEL_CACHE") or "~/.cache/archipel")
 
 
 def offline() -> bool:
@@ -84,8 +92,9 @@ def offline() -> bool:
 def locate(published: Published, path: str | Path | None = None) -> list[Path] | None:
     """Where the files are on this machine, or None; looks nowhere else if a path is given."""
     if path is not None:
-        base = Path(path).expanduser()
-        if base.is_file() and len(published.files) == 1:
+        base = user_path(path)
+        only = published.files[0] if len(published.files) == 1 else None
+        if only and (base.is_file() or (base.exists() and base.name in (only.name, *only.also))):
             return [base]
         return published.inside(base) or published.below(base)
     for root in (data_root(), cache_root()):
@@ -105,7 +114,7 @@ def obtain(name: str, published: Published, path: str | Path | None = None) -> l
         return found
     folder = cache_root() / published.folders[0]
     if path is not None:
-        base = Path(path).expanduser()
+        base = user_path(path)
         state = "has no" if base.exists() else "does not exist; it should hold"
         raise DataError(f"{name}: {base} {state} {', '.join(published.missing(base))}. Correct path=, or leave it out.")
     reason = "downloads are off because ARCHIPEL_OFFLINE is set"

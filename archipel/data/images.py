@@ -68,8 +68,9 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether some class subfolder holds an image."""
-    return any(p.suffix.lower() in ENDINGS for sub in _subfolders(folder) for p in sub.rglob("*"))
+    """Whether some class subfolder holds an image; looks two levels deep, not through whole disks."""
+    levels = ("*", "*/*")
+    return any(p.suffix.lower() in ENDINGS for sub in _subfolders(folder) for deep in levels for p in sub.glob(deep))
 
 
 def _list(top: Path) -> tuple[list[Path], int]:

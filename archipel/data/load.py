@@ -17,7 +17,7 @@ from archipel.core.errors import DataError, UsageError, suggest
 from archipel.data import splits
 from archipel.data.dataset import Dataset, Split
 from archipel.data.detect import READERS, kind_of
-from archipel.data.find import fingerprint, obtain
+from archipel.data.find import fingerprint, obtain, user_path
 from archipel.data.graph import GraphData
 from archipel.data.options import check_options, exists, options_of, parse_spec
 from archipel.data.raw import Raw
@@ -96,7 +96,7 @@ def _read(name: str, options: dict[str, Any], seed: int) -> tuple[Raw | GraphDat
     """The content, and what to record about where it came from."""
     if name in SOURCES:
         return _read_named(SOURCES[name], options, seed)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not exists(name):
         raise _unknown(name)
     kind = kind_of(path, options.pop("kind", None))

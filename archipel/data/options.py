@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from archipel.core.errors import UsageError, suggest
+from archipel.data.find import user_path
 
 
 def parse_spec(spec: str | Path) -> tuple[str, dict[str, Any]]:
@@ -37,8 +38,8 @@ def parse_spec(spec: str | Path) -> tuple[str, dict[str, Any]]:
 def exists(text: str) -> bool:
     """Whether there is such a file or folder."""
     try:
-        return Path(text).expanduser().exists()
-    except (OSError, RuntimeError):  # a name too long for a file; no home folder
+        return user_path(text).exists()
+    except OSError:  # such as a name too long for a file
         return False
 
 

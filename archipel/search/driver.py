@@ -78,11 +78,12 @@ def make_parts(
     return Parts(dataset, made, strategy or make_strategy(config.strategy, config.strategy_options))
 
 
-def parse_objectives(texts: Sequence[str], dataset: Dataset, multi: bool) -> list[Objective]:
-    """``"accuracy"`` or ``"macs:min"``; by default the data set's main metric, and MACs for several objectives."""
-    if not texts:
-        main = Objective(main_metric(dataset))
-        return [main, Objective("macs", "min")] if multi else [main]
+def parse_objectives(texts: Sequence[str]) -> list[Objective]:
+    """``"accuracy"`` or ``"macs:min"``.
+
+    Raises:
+        UsageError: a mode other than ``min`` or ``max``.
+    """
     out = []
     for text in texts:
         metric, _, mode = text.partition(":")
@@ -91,6 +92,12 @@ def parse_objectives(texts: Sequence[str], dataset: Dataset, multi: bool) -> lis
         except ValueError as error:
             raise UsageError(str(error)) from error
     return out
+
+
+def default_objectives(dataset: Dataset, multi: bool) -> list[Objective]:
+    """The data set's main metric; MACs beside it for strategies with several objectives."""
+    main = Objective(main_metric(dataset))
+    return [main, Objective("macs", "min")] if multi else [main]
 
 
 class Search:
@@ -115,7 +122,9 @@ class Search:
         self.config, self.run, self.parts = config, run, parts
         self.progress = progress or Progress()
         space, dataset = parts.space, parts.dataset
-        self.objectives = parse_objectives(config.objectives, dataset, parts.strategy.multi_objective)
+        self.objectives = parse_objectives(config.objectives) or default_objectives(
+            dataset, parts.strategy.multi_objective
+        )
         self.limits = Limits.parse(config.limits, space)
         self.limits.check_possible()
         folder = str(run.checkpoints.folder.resolve()) if run.checkpoints.folder else None
@@ -206,6 +215,9 @@ class Search:
             budget = Budget(seconds=max(1e-3, (prepare + searched.ledger.seconds) * share))
         else:
             budget = Budget(epochs=max(1, round(searched.ledger.epochs * share)))
+        return self.baseline_of(budget)
+
+    def baseline_of(self, budget: Budget) -> Arm:
         problem = self.problem(f"{self.config.seed}/baseline")
         strategy = RandomSearch()
         strategy.setup(problem)
@@ -383,8 +395,14 @@ def run_search(
     executor: Executor | None = None,
 ) -> Result:
     """Carry out a configuration in a new folder."""
-    parts = make_parts(config, data, space, strategy)
     path = Path(out) if out is not None else default_folder(config)
+    if config.data.startswith("table:"):
+        from archipel.search.table_run import search_table
+
+        with RunFolder.create(path, config.as_dict()) as run:
+            search_table(config, run, strategy, progress)
+        return load_result(path)
+    parts = make_parts(config, data, space, strategy)
     with RunFolder.create(path, config.as_dict()) as run:
         Search(config, run, parts, progress, executor).go()
     return load_result(path)
@@ -413,6 +431,11 @@ def resume(
         config = replace(SearchConfig.from_dict(run.config), **changes)
         if not run.journal.recall("finished", False):
             run.log("resumed")
+            if config.data.startswith("table:"):
+                from archipel.search.table_run import search_table
+
+                search_table(config, run, strategy, progress)
+                return load_result(path)
             Search(config, run, make_parts(config, data, space, strategy), progress, executor).go()
     return load_result(path)
 

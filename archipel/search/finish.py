@@ -58,7 +58,7 @@ class FinalNetworks:
         for trial in sorted(arm.complete_trials(), key=arm.score, reverse=True):
             if not limits.feasible(trial.arch):
                 raise RunError(f"{trial} breaks the limits ({limits.describe()}); this is a defect of the strategy.")
-            best.setdefault(arm.key(trial.arch), trial.arch)
+            best.setdefault(self.search.parts.space.canonical(trial.arch), trial.arch)
             if len(best) == self.search.config.final_candidates:
                 break
         return list(best.values())
@@ -82,9 +82,9 @@ class FinalNetworks:
         base = self.search.problem("")
         problem = Problem(base.space, base.objectives, base.rng, max_resource=self.epochs)
         strategy.setup(problem)
-        # Every network is trained even if two are the same: the key never repeats.
+        # Every network is trained, even if two are the same: nothing is cached.
         journal, costs = self.search.run.journal, self.search.costs
-        arm = Arm("final", strategy, problem, Budget(trials=len(self.archs)), journal, lambda arch: object(), costs)
+        arm = Arm("final", strategy, problem, Budget(trials=len(self.archs)), journal, None, costs)
         self.search.progress.phase("final training", len(self.archs))
         arm.replay()
         run_crew(arm, self.search.crew, self._job, lambda a: self.search.progress.update(len(a.trials)))

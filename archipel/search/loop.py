@@ -23,6 +23,8 @@ from archipel.search.worker import Job, Outcome
 
 # A worker that dies takes its trial with it; the trial is tried again this often before it counts as failed.
 ATTEMPTS = 3
+# Beyond its time limit a trial gets this long (its worker may still have to start) before the worker is ended.
+HANG_GRACE_SECONDS = 20.0
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Arm:
         name: ``"search"`` or ``"baseline"``.
         strategy: already set up for ``problem``.
         costs: architecture -> exact costs that belong to its metrics.
-        key: architecture -> what equal results are cached by.
+        key: architecture -> what equal results are cached by; None: nothing is cached (a table is as quick).
     """
 
     name: str
@@ -56,7 +58,7 @@ class Arm:
     problem: Problem
     budget: Budget
     journal: Journal
-    key: Callable[[Arch], Any]
+    key: Callable[[Arch], Any] | None
     costs: Callable[[Arch], dict[str, float]] = lambda arch: {}
     trials: list[Trial] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
@@ -109,7 +111,7 @@ class Arm:
 
     def known(self, trial: Trial) -> Trial | None:
         """An earlier trial of the same network and amount of training, whose result this one would repeat."""
-        if trial.resume is not None:
+        if trial.resume is not None or self.key is None:
             return None
         return self._seen.get((self.key(trial.arch), trial.resource))
 
@@ -141,7 +143,8 @@ class Arm:
         if trial.failure is None:
             if not cached:
                 ledger.epochs += trial.metrics.get("epochs", 0.0)
-                self._seen[(self.key(trial.arch), trial.resource)] = trial
+                if self.key is not None:
+                    self._seen[(self.key(trial.arch), trial.resource)] = trial
             if self._complete(trial) and (self.best is None or self.score(trial) > self.score(self.best)):
                 self.best = trial
         else:
@@ -192,13 +195,17 @@ class Arm:
         self.journal.note(f"seconds:{self.name}", self.ledger.seconds)
 
 
-def run_table(arm: Arm, evaluate: Callable[[Arch], dict[str, float]]) -> None:
+def run_table(
+    arm: Arm, evaluate: Callable[[Arch], dict[str, float]], progress: Callable[[Arm], None] = lambda arm: None
+) -> None:
     """Run an arm on an evaluator that answers at once (a table)."""
     try:
         for trial in list(arm.pending.values()):
             arm.tell(trial, Outcome(evaluate(trial.arch)))
         while (trial := arm.ask()) is not None:
             arm.tell(trial, Outcome(evaluate(trial.arch)))
+            if not trial.id % 1000:
+                progress(arm)
     finally:
         arm.save_clock()
         arm.journal.flush()
@@ -255,7 +262,7 @@ class _Flights:
         self.futures[future] = trial
         if job.seconds is not None:
             # The worker ends its trial itself; if it cannot even do that, we end the worker.
-            self.limits[trial.id] = time.monotonic() + job.seconds * 1.5 + 20.0
+            self.limits[trial.id] = time.monotonic() + 1.5 * job.seconds + HANG_GRACE_SECONDS
 
     def landed(self) -> list[tuple[Trial, Outcome]]:
         """Wait for at least one trial; finished ones in the order of their ids."""

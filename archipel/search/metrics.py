@@ -92,10 +92,11 @@ def _pair(truth: Values, scores: Values) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _correlation(function: Callable[..., Any], t: np.ndarray, s: np.ndarray, hint: str = "") -> float:
-    constant = [name for name, a in (("true values", t), ("scores", s)) if (a == a[0]).all()]
-    if constant:
-        warnings.warn(f"All {constant[0]} are tied, so a rank correlation is undefined.{hint}", RankingWarning, 3)
-        return float("nan")
+    """A correlation, or NaN with a warning (and a hint, where it is the truth that ties)."""
+    for name, a, why in (("true values", t, hint), ("scores", s, "")):
+        if (a == a[0]).all():
+            warnings.warn(f"All {name} are tied, so a rank correlation is undefined.{why}", RankingWarning, 3)
+            return float("nan")
     return float(function(t, s)[0])
 
 

@@ -58,7 +58,7 @@ def build_report(
         "prepare_seconds": search.run.journal.recall("seconds:prepare", 0.0),
         "test_openings": [e for e in search.run.read_log() if e["event"] == "test opened"],
         "curves": {arm.name: _curve(arm) for arm in arms},
-        "trials": [_point(arm.name, t) for arm in arms for t in arm.trials if t.ok],
+        "trials": [_point(arm.name, t) for arm in arms for t in _some([t for t in arm.trials if t.ok])],
         "failures": [{"arm": a.name, "id": t.id, "reason": t.failure} for a in arms for t in a.trials if t.failure],
         "pareto": _pareto(arms, search),
         "protocol": {
@@ -119,6 +119,16 @@ def _against_random(
         if final["random"] and sign * final["random_best"] > sign * final["chosen"]:
             notes.append("After the same final training a random architecture did better on the test split.")
     return out
+
+
+# The report shows at most this many trials of an arm; all are in trials.sqlite.
+SHOWN = 1_000
+
+
+def _some(trials: list[Trial]) -> list[Trial]:
+    """Evenly spaced trials, few enough to draw."""
+    step = -(-len(trials) // SHOWN) if trials else 1
+    return trials[::step]
 
 
 def _spent(arm: Arm) -> dict[str, float]:
@@ -184,7 +194,7 @@ def _pareto(arms: list[Arm], search: Search) -> list[dict[str, Any]]:
     from archipel.search.strategy import Objective
 
     objectives = list(search.objectives)
-    if len(objectives) == 1:
+    if len(objectives) == 1 and search.costs(arms[0].best.arch if arms[0].best else {}):
         objectives.append(Objective("macs", "min"))
     full = search.config.recipe.epochs
     done = [
@@ -197,7 +207,8 @@ def _pareto(arms: list[Arm], search: Search) -> list[dict[str, Any]]:
         return []
     scores = np.array([[o.score(t.metrics) for o in objectives] for _, t in done])
     front = sorted(pareto_front(scores), key=lambda i: -scores[i][0])
-    return [_point(*done[i]) for i in front]
+    once = {search.parts.space.canonical(done[i][1].arch): done[i] for i in reversed(front)}
+    return [_point(*once[key]) for key in reversed(once)]
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archipel.core.errors import UsageError, suggest
+from archipel.data.augment import random_operation
 from archipel.data.dataset import Dataset, Split
+
+AUXILIARY_WEIGHT = 0.4  # of an auxiliary classifier's loss (NASNet, DARTS)
+AUGMENTATIONS = ("none", "random-operation")
 
 
 class TrialTimeout(Exception):
@@ -45,6 +49,8 @@ class Recipe:
         mixup: parameter of the Beta distribution of mix-up, or 0.
         crop: pixels of padding for random crops, or 0.
         flip: whether images are mirrored at random.
+        augmentation: ``"none"``, or ``"random-operation"``: one random image operation of random strength for each
+            image, after crop and flip; see :mod:`archipel.data.augment`.
     """
 
     epochs: int = 8
@@ -60,6 +66,7 @@ class Recipe:
     mixup: float = 0.0
     crop: int = 0
     flip: bool = False
+    augmentation: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -71,6 +78,10 @@ class Recipe:
             )
         if self.schedule not in ("cosine", "constant"):
             raise UsageError(f"Recipe: schedule {self.schedule!r} is unknown. Known: constant, cosine.")
+        if self.augmentation not in AUGMENTATIONS:
+            raise UsageError(
+                f"Recipe: augmentation {self.augmentation!r} is unknown. {suggest(self.augmentation, AUGMENTATIONS)}"
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"Recipe: lr must be positive, not {self.lr!r}.")
 
@@ -109,8 +120,15 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return 0.5 * recipe.lr * (1 + math.cos(math.pi * progress))
 
 
-def loss_of(task: str, output: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy over examples or tokens, or mean squared error for regression."""
+def loss_of(task: str, output: Tensor | tuple[Tensor, Tensor], y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy over examples or tokens, or mean squared error for regression.
+
+    Of a pair (output, auxiliary classifier's output), which some networks give while training, the second counts
+    ``AUXILIARY_WEIGHT`` times.
+    """
+    if isinstance(output, tuple):
+        main, auxiliary = (loss_of(task, o, y, label_smoothing) for o in output)
+        return main + AUXILIARY_WEIGHT * auxiliary
     if task == "regression":
         return F.mse_loss(output, y)
     return F.cross_entropy(output.flatten(0, -2), y.flatten(), label_smoothing=label_smoothing)
@@ -122,7 +140,7 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def augment(recipe: Recipe, x: Tensor) -> Tensor:
-    """Random crops, flips and cutout of a batch of images ``[B, C, H, W]``, as the recipe says."""
+    """Random crops, flips, operations and cutout of a batch of images ``[B, C, H, W]``, as the recipe says."""
     B, H, W = len(x), x.shape[-2], x.shape[-1]
     if recipe.crop:
         padded = F.pad(x, [recipe.crop] * 4)
@@ -132,6 +150,8 @@ def augment(recipe: Recipe, x: Tensor) -> Tensor:
         x = padded[torch.arange(B)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
     if recipe.flip:
         x = torch.where((torch.rand(B) < 0.5)[:, None, None, None], x.flip(-1), x)
+    if recipe.augmentation == "random-operation":
+        x = random_operation(x)
     if recipe.cutout:
         cy, cx = torch.randint(0, H, (B, 1)), torch.randint(0, W, (B, 1))
         half = recipe.cutout // 2
@@ -180,7 +200,7 @@ def train(
             for group in updater.param_groups:
                 group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
             x, y = data.x[index], data.y[index]
-            if recipe.crop or recipe.flip or recipe.cutout:
+            if recipe.crop or recipe.flip or recipe.cutout or recipe.augmentation != "none":
                 x = augment(recipe, x)
             if recipe.mixup:
                 loss = _mixed_loss(net, x, y, task, recipe)

@@ -16,6 +16,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -29,18 +30,51 @@ from archipel.core.space import Space
 from archipel.data.dataset import Dataset
 from archipel.spaces.module_space import ModuleSpace
 
-# name -> (module, factory, kinds of data it is for); a factory takes input_shape, classes and its own options.
-NAMED: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "mlp": ("archipel.spaces.mlp", "mlp_space", ("table", "image", "signal")),
-    "mobile": ("archipel.spaces.mobile", "mobile_space", ("image",)),
-    "signal": ("archipel.spaces.signal", "signal_space", ("signal",)),
-    "language": ("archipel.spaces.language", "language_space", ("text",)),
-    "nb201": ("archipel.spaces.nb201", "nb201_space", ("image",)),
-    "micro-nb201": ("archipel.spaces.micro_nb201", "micro_nb201_space", ("image",)),
-    "darts": ("archipel.spaces.darts", "darts_space", ("image",)),
-    "nasnet": ("archipel.spaces.nasnet", "nasnet_space", ("image",)),
-    "shufflenet": ("archipel.spaces.shufflenet", "shufflenet_space", ("image",)),
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a space is made, for which kinds of data, and how its maker is told of the data.
+
+    ``call`` maps (maker, data set, options) to the space.
+    """
+
+    module: str
+    maker: str
+    kinds: tuple[str, ...] = ("image",)
+    call: Callable[[Any, Dataset, dict[str, Any]], Space] = lambda make, data, options: make(
+        data.input_shape, data.classes, **options
+    )
+
+
+def _by_example(make: Any, dataset: Dataset, options: dict[str, Any]) -> Space:
+    return make(example=dataset.example(), classes=dataset.classes, **options)
+
+
+def _shufflenet(make: Any, dataset: Dataset, options: dict[str, Any]) -> Space:
+    """The paper's network from 128 pixels on; smaller images get a stem that keeps their size, and fewer stages."""
+    channels, height, width = dataset.input_shape
+    if height != width:
+        raise UsageError(f"Space 'shufflenet' takes square images, not {height}x{width}. Crop or pad them.")
+    small: dict[str, Any] = {}
+    if height < 128:
+        stages = 2 if height < 16 else 3
+        small = {"stem_stride": 1, "widths": (32, 64, 128)[:stages], "depths": (4,) * stages, "head": 256}
+    return make(image=height, in_channels=channels, classes=dataset.classes, **{**small, **options})
+
+
+NAMED: dict[str, Entry] = {
+    "mlp": Entry("archipel.spaces.mlp", "mlp_space", ("table", "image", "signal")),
+    "mobile": Entry("archipel.spaces.mobile", "mobile_space"),
+    "signal": Entry("archipel.spaces.signal", "signal_space", ("signal",)),
+    "language": Entry("archipel.spaces.language", "language_space", ("text",)),
+    "nb201": Entry("archipel.spaces.nb201", "NB201", call=_by_example),
+    "micro-nb201": Entry("archipel.spaces.micro_nb201", "MicroNB201"),
+    "darts": Entry("archipel.spaces.darts", "DartsSpace"),
+    "nasnet": Entry("archipel.spaces.nasnet", "NASNetSpace", call=_by_example),
+    "shufflenet": Entry("archipel.spaces.shufflenet", "shufflenet_space", call=_shufflenet),
 }
+# What the data tells; everything else that a maker takes is an option.
+GIVEN = ("input_shape", "classes", "example", "image", "in_channels")
 DEFAULT = {"image": "mobile", "table": "mlp", "signal": "signal", "text": "language"}
 SHAPES = {"image": "(C, H, W)", "table": "(F,)", "signal": "(C, T)", "text": "(T,) token ids"}
 
@@ -83,27 +117,25 @@ def make_space(name: str, dataset: Dataset, **options: Any) -> Space:
         name = DEFAULT[kind]
     if name not in NAMED:
         raise UsageError(f"No space {name!r}. {suggest(name, [*NAMED, 'auto'])} Your own: my_file.py:MyModel.")
-    module, factory, kinds = NAMED[name]
+    entry = NAMED[name]
     kind = kind_of(dataset)
-    if kind not in kinds:
-        fits = sorted(n for n, (_, _, k) in NAMED.items() if kind in k)
+    if kind not in entry.kinds:
+        fits = sorted(n for n, e in NAMED.items() if kind in e.kinds)
         raise UsageError(
-            f"Space {name!r} is for {' or '.join(f'{k} {SHAPES[k]}' for k in kinds)} inputs, but data {dataset.name!r} "
-            f"has {kind} inputs of shape {dataset.input_shape}. Spaces that fit: {', '.join(fits)}."
+            f"Space {name!r} is for {' or '.join(f'{k} {SHAPES[k]}' for k in entry.kinds)} inputs, but data "
+            f"{dataset.name!r} has {kind} inputs of shape {dataset.input_shape}. Spaces that fit: {', '.join(fits)}."
         )
-    make = getattr(importlib.import_module(module), factory)
-    _check_options(make, name, options)
-    return make(dataset.input_shape, dataset.classes, **options)
-
-
-def _check_options(make: Callable[..., Any], name: str, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(make).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [p for p in parameters if p not in ("input_shape", "classes")]
+    make = getattr(importlib.import_module(entry.module), entry.maker)
+    known = [p for p in inspect.signature(make).parameters if p not in GIVEN]
     for option in options:
         if option not in known:
             raise UsageError(f"Space {name!r} has no option {option!r}. {suggest(option, known)}")
+    try:
+        return entry.call(make, dataset, options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ArchipelError):
+            raise
+        raise UsageError(f"Space {name!r} does not accept these options ({options}): {error}") from error
 
 
 # --- a user's own --------------------------------------------------------------------------------------------------

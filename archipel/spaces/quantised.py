@@ -33,9 +33,9 @@ PRECISIONS = ((1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4))
 FLOAT = 32
 
 
-def _round(x: Tensor) -> Tensor:
-    """Rounded, with the gradient of the identity (straight through)."""
-    return x + (x.round() - x).detach()
+def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
+    """Exactly ``rounded``, with the gradient of ``x``."""
+    return rounded.detach() + (x - x.detach())
 
 
 def quantise_weight(w: Tensor, bits: int) -> Tensor:
@@ -48,12 +48,11 @@ def quantise_weight(w: Tensor, bits: int) -> Tensor:
         return w
     if bits == 1:
         scale = w.detach().abs().mean()
-        sign = torch.where(w.detach() < 0, -scale, scale)
-        return w + (sign - w).detach()
+        return straight_through(torch.where(w < 0, -scale, scale), w)
     steps = 2**bits - 1
     squashed = torch.tanh(w)
     unit = squashed / (2.0 * squashed.detach().abs().max().clamp_min(1e-12)) + 0.5
-    return w.detach().abs().max() * (2.0 * _round(unit * steps) / steps - 1.0)
+    return w.detach().abs().max() * (2.0 * straight_through((unit * steps).round() / steps, unit) - 1.0)
 
 
 def quantise_activation(x: Tensor, bits: int, clip: Tensor, signed: bool = False) -> Tensor:
@@ -72,7 +71,7 @@ def quantise_activation(x: Tensor, bits: int, clip: Tensor, signed: bool = False
     with torch.no_grad():
         span = clip - low
         rounded = low + span * ((bounded - low) / span * steps).round() / steps
-    return bounded + (rounded - bounded).detach()
+    return straight_through(rounded, bounded)
 
 
 def label(weight_bits: int, activation_bits: int) -> str:

@@ -84,7 +84,9 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = 8000, width: int = 2,
     return path
 
 
-def write_images(folder: Path, classes: int = 2, each: int = 6, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> Path:
+def write_images(
+    folder: Path, classes: int = 2, each: int = 6, size: tuple[int, int] = (5, 4), mode: str = "RGB"
+) -> Path:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -94,7 +96,7 @@ def write_images(folder: Path, classes: int = 2, each: int = 6, size: tuple[int,
             shape = size if mode == "L" else (*size, len(mode))
             pixels = rng.integers(0, 256, shape, dtype=np.uint8)
             pixels[0, 0] = 20 * c + i
-            Image.fromarray(pixels, mode).save(folder / f"class{c}" / f"{i}.png")
+            Image.fromarray(pixels).save(folder / f"class{c}" / f"{i}.png")
     return folder
 
 

@@ -91,7 +91,10 @@ def corrupt(path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda b: b[:-100], r"truncated: the header announces 1600 samples \(3200 bytes\), but only 3100 bytes follow"),
+        (
+            lambda b: b[:-100],
+            r"truncated: the header announces 1600 samples \(3200 bytes\), but only 3100 bytes",
+        ),
         (lambda b: b[:30], "not a readable PCM wav file"),
         (lambda b: b"", "not a readable PCM wav file"),
         (lambda b: b"OggS" + b[4:], "not a readable PCM wav file"),

@@ -116,7 +116,7 @@ def test_a_broken_gzip_file_is_named(tmp_path):
 
 def test_a_missing_partner_is_named(tmp_path):
     (write_idx_folder(tmp_path) / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is there, but no file with the labels of the train part"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is there, but no file with the labels"):
         load(tmp_path)
 
 

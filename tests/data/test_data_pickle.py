@@ -35,7 +35,7 @@ class Evil:
 def test_a_malicious_pickle_is_refused_by_name_and_nothing_runs(protocol, monkeypatch):
     content = pickle.dumps({"data": [Evil()]}, protocol=protocol)
     monkeypatch.setattr(os, "system", lambda command: pytest.fail("it ran"))
-    with pytest.raises(DataError, match=r"file\.pkl: this pickle asks for '(posix|nt|os)\.system'.*nothing was executed"):
+    with pytest.raises(DataError, match=r"file\.pkl: this pickle asks for '(posix|nt)\.system'.*nothing was exec"):
         load(content)
 
 

@@ -107,7 +107,10 @@ def test_missing_numbers_are_an_error_or_the_training_mean(tmp_path):
 FAULTS = {
     "ragged": ([[1, 2, "a"], [1, 2]], "line 3 has 2 cells, but the header has 3"),
     "ragged, too long": ([[1, 2, "a"], [1, 2, 3, 4]], "line 3 has 4 cells, but the header has 3"),
-    "word among numbers": ([[1, 2, "a"]] * 9 + [["x", 2, "b"]], "line 11, column 'p': 'x' is not a number, but 9 of 10"),
+    "word among numbers": (
+        [[1, 2, "a"]] * 9 + [["x", 2, "b"]],
+        "line 11, column 'p': 'x' is not a number",
+    ),
     "NaN": ([[1, 2, "a"], ["nan", 2, "b"]], "line 3, column 'p': the number is missing or NaN"),
     "infinity": ([[1, 2, "a"], [1, "inf", "b"]], "line 3, column 'q': inf is infinite"),
     "too large": ([[1, 2, "a"], [1, 1e300, "b"]], r"line 3, column 'q': 1e\+300 is infinite or beyond the range"),

@@ -47,7 +47,7 @@ def test_a_limit_keeps_windows_whole(tmp_path):
 def test_bad_utf8_is_an_error_with_its_line_for_characters_and_no_matter_for_bytes(tmp_path):
     path = write(tmp_path, TEXT.encode()[:600] + b"\n\xff" + TEXT.encode())
     line = TEXT[:600].count("\n") + 2
-    with pytest.raises(DataError, match=rf"book\.txt: line {line}: byte 0xff at position 601 is not UTF-8.*tokens=bytes"):
+    with pytest.raises(DataError, match=rf"book\.txt: line {line}: byte 0xff at position 601 is not UTF-8"):
         load(path, tokens="characters")
     assert load(path).classes == 256
 

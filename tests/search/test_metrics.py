@@ -61,7 +61,9 @@ def test_sparse_tau_with_vanishing_tolerance_is_tau_b():
 
 
 def test_sparse_tau_with_a_tolerance_in_the_wrong_unit_is_nan_and_says_so():
-    with pytest.warns(RankingWarning, match=r"tolerance 0\.1 is too coarse .* look like fractions; give it in the same"):
+    with pytest.warns(
+        RankingWarning, match=r"tolerance 0\.1 is too coarse .* look like fractions; give it in the same"
+    ):
         assert math.isnan(sparse_kendall_tau(TRUTH, SCORES, 0.1))  # 0.1 % meant, accuracies are fractions
     with pytest.warns(RankingWarning, match="undefined"):
         assert math.isnan(sparse_kendall_tau(TRUTH, SCORES, 1e9))

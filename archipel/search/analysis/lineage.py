@@ -69,7 +69,7 @@ class Lineage:
         decisions: the genes in the order of the layers they decide; by default in the order they occur.
 
     Raises:
-        UsageError: no evaluations, duplicate ids, completion times out of order, or a parent that was not known at dispatch.
+        UsageError: no evaluations, duplicate ids, completion times out of order, or a parent unknown at dispatch.
 
     Attributes:
         codes: ``[N, D]`` gene values as integers, -1 where a decision is closed.

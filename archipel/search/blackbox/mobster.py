@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,13 +40,8 @@ PENDING = ("fantasies", "believer", "ignore")
 CLIMBERS, NEIGHBOURS, STEPS = 4, 8, (1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.1, 0.05)
 MUTATIONS = 20  # that are tried for a feasible neighbour
 
-
-@dataclass(frozen=True)
-class Observations:
-    """Inputs ``[N, D + 1]`` (encoding, resource) and losses ``[N]`` that the model is conditioned on."""
-
-    Z: np.ndarray
-    losses: np.ndarray
+# With fewer results than this a fit also starts afresh; with more, the last optimum is a good start and enough.
+FRESH_STARTS, FIT_ITERATIONS = 50, 30
 
 
 def acquisition_resource(configurations: Sequence[Configuration], levels: Sequence[int], dimension: int) -> int:
@@ -141,39 +135,42 @@ class MOBSTER(AsynchronousHalving):
 
     # --- what is known ---------------------------------------------------------------------------------------------
 
-    def point(self, configuration: Configuration, resource: float) -> np.ndarray:
-        """``[x…, r]``."""
-        if configuration.id not in self._codes:
-            self._codes[configuration.id] = self.problem.space.encode(configuration.arch)
-        return np.append(self._codes[configuration.id], resource)
+    def points(self, reached: Sequence[tuple[Configuration, int]]) -> np.ndarray:
+        """Inputs of the model, ``[x…, r]`` each: ``[N, D + 1]``."""
+        for c, _ in reached:
+            if c.id not in self._codes:
+                self._codes[c.id] = self.problem.space.encode(c.arch)
+        X = np.array([self._codes[c.id] for c, _ in reached]).reshape(-1, self.dimension)
+        return np.column_stack([X, np.array([r for _, r in reached], dtype=float)])
 
-    def observations(self) -> Observations:
-        """All finite results, or as many as are allowed: those after most epochs, the rest at random."""
-        found: list[tuple[int, float, Configuration]] = []
+    def observations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs ``[N, D + 1]`` and losses ``[N]`` of all finite results.
+
+        If there are more than allowed: those after most epochs, and a random part of the level that does not fit.
+        """
+        found: list[tuple[Configuration, int, float]] = []
         for c in self.configurations.values():
             results = {**c.losses, **dict([c.last] if self.latest and c.last else [])}
-            found += [(r, loss, c) for r, loss in results.items() if math.isfinite(loss)]
+            found += [(c, r, loss) for r, loss in results.items() if math.isfinite(loss)]
         if len(found) > self.max_observations:
             self.problem.rng.shuffle(found)
-            found = sorted(found, key=lambda f: -f[0])[: self.max_observations]
-        Z = np.array([self.point(c, r) for r, _, c in found]).reshape(-1, self.dimension + 1)
-        return Observations(Z, np.array([loss for _, loss, _ in found]))
+            found = sorted(found, key=lambda f: -f[1])[: self.max_observations]
+        return self.points([(c, r) for c, r, _ in found]), np.array([loss for _, _, loss in found])
 
     def pending_points(self) -> np.ndarray:
         """``[P, D + 1]``: the running trials at the next rung that each will reach."""
-        points = [self.point(c, c.target) for c in self._running.values() if c.target is not None]
-        return np.array(points).reshape(-1, self.dimension + 1)
+        return self.points([(c, c.target) for c in self._running.values() if c.target is not None])
 
     # --- what to try next ------------------------------------------------------------------------------------------
 
     def propose(self) -> Arch:
-        data = self.observations()
-        if len(self.configurations) < self.initial or len(data.losses) < 2:
+        if len(self.configurations) < self.initial:
             return self.unseen()
-        candidates = self.random_candidates()
+        Z, losses = self.observations()
+        candidates = self.random_candidates() if len(losses) >= 2 else []
         if not candidates:
             return self.unseen()
-        return self.maximise(self.acquisition(data), candidates)
+        return self.maximise(self.acquisition(Z, losses), candidates)
 
     def random_candidates(self) -> list[Arch]:
         """Distinct feasible architectures that were not started yet."""
@@ -181,19 +178,20 @@ class MOBSTER(AsynchronousHalving):
         distinct = {self.problem.space.canonical(arch): arch for arch in drawn}
         return [arch for key, arch in distinct.items() if key not in self._seen]
 
-    def posterior(self, data: Observations) -> Posterior:
-        """The model given the data, its hyperparameters fitted anew if that is due."""
-        losses, _, _ = standardise(data.losses)
-        if self.theta is None or len(losses) - self._fitted_on >= max(self.refit_every, self._fitted_on // 10):
+    def posterior(self, Z: np.ndarray, losses: np.ndarray) -> Posterior:
+        """The model of the standardised losses, its hyperparameters fitted anew if that is due."""
+        y, _, _ = standardise(losses)
+        recorded = sum(len(rung) for ladder in self.ladders for rung in ladder.values())
+        if self.theta is None or recorded - self._fitted_on >= max(self.refit_every, self._fitted_on // 10):
             starts = [] if self.theta is None else [self.theta]
-            if len(losses) < 2 * self.refit_every * self.refit_every:  # later the optimum hardly moves
+            if len(y) < FRESH_STARTS:
                 starts.append(self.kernel.start())
-            self.theta, self._fitted_on = fit(self.kernel, data.Z, losses, starts, iterations=30), len(losses)
-        return Posterior(self.kernel, self.theta, data.Z, losses)
+            self.theta, self._fitted_on = fit(self.kernel, Z, y, starts, FIT_ITERATIONS), recorded
+        return Posterior(self.kernel, self.theta, Z, y)
 
-    def acquisition(self, data: Observations) -> Callable[[Sequence[Arch]], np.ndarray]:
+    def acquisition(self, Z: np.ndarray, losses: np.ndarray) -> Callable[[Sequence[Arch]], np.ndarray]:
         """Logarithm of the expected improvement of architectures at r_acq, averaged over what is pending."""
-        posterior = self.posterior(data)
+        posterior = self.posterior(Z, losses)
         pending = self.pending_points()
         if self.pending == "fantasies":
             rng = np.random.default_rng(self.problem.rng.getrandbits(64))

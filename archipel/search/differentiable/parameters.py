@@ -143,14 +143,14 @@ class ArchParameters:
         """
         out = {}
         for name, row in self.rows.items():
-            w = torch.zeros(len(row.labels))
-            module = row.modules[0]
-            if isinstance(module, Inputs):
-                taken = module.sources[arch[name]] if name in arch else range(len(module.edges))
-                w[list(taken)] = 1.0
+            if row.is_choice:
+                out[name] = torch.zeros(len(row.labels))
+                out[name][row.labels.index(str(arch[name])) if name in arch else 0] = 1.0
             else:
-                w[row.labels.index(str(arch[name])) if name in arch else 0] = 1.0
-            out[name] = w
+                out[name] = torch.ones(len(row.labels))
+        for name, inputs in self.inputs.items():  # weighed or not: edges that are not taken must be left out
+            out[name] = torch.zeros(len(inputs.edges))
+            out[name][list(inputs.sources[arch[name]])] = 1.0
         return out
 
 

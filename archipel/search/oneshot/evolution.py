@@ -101,6 +101,7 @@ class _Breeder:
     ) -> None:
         self.space, self.found, self.feasible, self.describe = space, found, feasible, describe
         self.members: dict[str, Arch] = {}
+        self.illegal: set[str] = set()
 
     def take(self, draw: Callable[[], Arch], wanted: int, draws: int) -> bool:
         """Add up to ``wanted`` new legal members; whether any draw was legal at all."""
@@ -110,11 +111,15 @@ class _Breeder:
             if len(self.members) >= goal:
                 break
             arch = draw()
-            if self.feasible is not None and not self.feasible(arch):
+            key = self.space.canonical(arch)
+            if key in self.illegal:
+                continue
+            seen = key in self.members or key in self.found.scored
+            if not seen and self.feasible is not None and not self.feasible(arch):
+                self.illegal.add(key)
                 continue
             legal = True
-            key = self.space.canonical(arch)
-            if key not in self.members and key not in self.found.scored:
+            if not seen:
                 self.members[key] = arch
         return legal
 

@@ -65,17 +65,18 @@ class Study:
 
     def text(self) -> str:
         """The table for reading."""
-        heads = {"accuracy": "supernet", "tau": "tau", "sparse_tau": "sparse", "p_random": "p>R",
+        heads = {"accuracy": "supernet", "tau": "tau", "sparse_tau": "sparse tau", "p_random": "p > random",
                  "picked_accuracy": "picked", "top5_accuracy": "top 5"}  # fmt: skip
-        lines = [f"{'factor':<24}" + "".join(f"{h:>14}" for h in heads.values())]
-        for entry in self.table():
-            name = entry["factor"] + (f" = {shown(entry['value'])}" if entry.get("value") is not None else "")
-            cells = [
-                f"{entry[m]:8.3f}" + (f" ±{entry[m + '_std']:.3f}" if m + "_std" in entry else " " * 6)
-                if m in entry else ""
-                for m in heads
-            ]  # fmt: skip
-            lines.append(f"{name:<24}" + "".join(f"{c:>14}" for c in cells))
+        entries = self.table()
+        names = [e["factor"] + (f" = {shown(e['value'])}" if e.get("value") is not None else "") for e in entries]
+        width = max(map(len, names))
+        lines = [" " * width + "".join(f"{h:>16}" for h in heads.values())]
+        for name, entry in zip(names, entries):
+            cells = []
+            for m in heads:
+                spread = f" ± {entry[m + '_std']:.3f}" if m + "_std" in entry else " " * 8
+                cells.append(f"{entry[m]:.3f}{spread}" if m in entry else "")
+            lines.append(f"{name:<{width}}" + "".join(f"{c:>16}" for c in cells).rstrip())
         ceiling = "unknown (one seed)" if self.ceiling is None else f"{self.ceiling:.3f}"
         lines.append(f"tau between stand-alone seeds: {ceiling}; best architecture {self.best_accuracy:.3f}; "
                      f"{self.reported} architectures, {self.tuning} more kept for tuning")  # fmt: skip

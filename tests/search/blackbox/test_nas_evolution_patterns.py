@@ -291,7 +291,7 @@ def test_it_finds_better_cells_than_random_search_with_the_same_budget():
 def test_the_engine_makes_more_than_twenty_thousand_evaluations_a_second(sample):
     start = time.process_time()
     run(RegularizedEvolution(100, sample), 5000, fitness=lambda arch: {"accuracy": len(arch["e01"])})
-    assert 5000 / (time.process_time() - start) > 20_000  # about 150,000 on one 2024 core
+    assert 5000 / (time.process_time() - start) > 20_000  # some seven times as many are usual
 
 
 @pytest.mark.parametrize(
