@@ -65,26 +65,34 @@ def cost(
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--data-option", multiple=True, help="Setting of the data, such as limit=500. Repeatable.")
 @click.option("--json", "as_json", is_flag=True)
-def data(name: str | None, data_option: tuple[str, ...], as_json: bool) -> None:
-    """List known data, or describe one: its splits, where it was found or how to get it."""
-    from archipel.data.load import available, describe
+def data(name: str | None, as_json: bool) -> None:
+    """List known data, or describe one: its splits, where it was found or how to get it.
 
-    if name is None:
-        rows = available()
+    NAME may be a file or a folder, and may carry options, such as 'mnist?limit=5000'.
+    """
+    from archipel.data.catalogue import available, describe
+
+    if name is not None:
+        found = describe(name)
         if as_json:
-            click.echo(json.dumps(rows))
+            click.echo(json.dumps(found))
             return
-        for row in rows:
-            click.echo("  ".join(str(v) for v in row.values()) if isinstance(row, dict) else str(row))
+        for key, value in found.items():
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            click.echo(f"{key:<12} {shown}")
         return
-    found = describe(name, **settings(data_option, "--data-option"))
+    rows = available()
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(rows))
         return
-    for key, value in found.items():
-        click.echo(f"{key:<16} {value}")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what", "task", "input", "status", box=None)
+    for row in rows:
+        table.add_row(*(str(v) for v in row.values()))
+    Console().print(table)
 
 
 @click.command()

@@ -8,8 +8,10 @@ components whose counts multiply. That is exact, and small wherever conditions n
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -29,26 +31,32 @@ def simplify(condition: Iterable[Clause]) -> Condition:
 
 def _fix(problem: Problem, name: str, value: Any | None) -> Problem:
     """The problem that remains when ``name`` takes ``value`` (None: it is not open), without ``name`` itself."""
-    rest: dict[str, Condition] = {}
-    gone: list[str] = []
+    rest: dict[str, Condition] = dict(problem)
+    dependents: dict[str, set[str]] = {}
     for other, condition in problem:
-        if other == name:
-            continue
-        clauses = set()
         for clause in condition:
-            pair = next((p for p in clause if p[0] == name), None)
-            if pair is None:
-                clauses.add(clause)
-            elif value is not None and value in pair[1]:
-                clauses.add(clause - {pair})
-        if clauses:
-            rest[other] = simplify(clauses)
-        else:
-            gone.append(other)
-    fixed: Problem = frozenset(rest.items())
-    for other in gone:  # a decision that is not open closes whatever hangs on it
-        fixed = _fix(fixed | {(other, ALWAYS)}, other, None)
-    return fixed
+            for parent, _ in clause:
+                dependents.setdefault(parent, set()).add(other)
+    settled: list[tuple[str, Any | None]] = [(name, value)]
+    rest.pop(name, None)
+    while settled:
+        parent, value = settled.pop()
+        for other in dependents.get(parent, ()):
+            if other not in rest:
+                continue
+            clauses = set()
+            for clause in rest[other]:
+                pair = next((p for p in clause if p[0] == parent), None)
+                if pair is None:
+                    clauses.add(clause)
+                elif value is not None and value in pair[1]:
+                    clauses.add(clause - {pair})
+            if clauses:
+                rest[other] = simplify(clauses)
+            else:  # a decision that is not open closes whatever hangs on it
+                del rest[other]
+                settled.append((other, None))
+    return frozenset(rest.items())
 
 
 def _components(problem: Problem) -> list[Problem]:
@@ -72,35 +80,59 @@ def _components(problem: Problem) -> list[Problem]:
     return [frozenset(g) for g in groups.values()]
 
 
+@dataclass
+class _Part:
+    """A component: one decision that is open and, if others hang on it, what remains after each of its options."""
+
+    name: str
+    count: int | float
+    branches: list[tuple[Any, int | float, list[_Part]]]  # option, count, components of the remaining problem
+
+
 class AssignmentCounter:
-    """Counts the assignments of a set of conditional decisions and draws from them uniformly."""
+    """Counts the assignments of a set of conditional decisions and draws from them uniformly.
+
+    Components are found once; a draw then takes a step for each open decision.
+    """
 
     def __init__(self, decisions: Iterable[AnyDecision], conditions: Mapping[str, Condition]) -> None:
         self.decisions = {d.name: d for d in decisions}
         self.problem: Problem = frozenset((n, conditions.get(n, ALWAYS)) for n in self.decisions)
-        self._memo: dict[Problem, int | float] = {}
+        self._memo: dict[Problem, _Part] = {}
+        self._root: list[_Part] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memo": {}, "_root": None}  # quickly found again, and deeply nested
 
     def count(self) -> int | float:
-        return self._count(self.problem)
+        return _product(self._parts())
 
     def draw(self, rng: Random) -> dict[str, Any]:
         """One assignment, each with equal probability (real-valued decisions: uniform over their range)."""
         out: dict[str, Any] = {}
-        self._draw(self.problem, rng, out)
+        self._draw(self._parts(), rng, out)
         return out
 
-    def _count(self, problem: Problem) -> int | float:
-        total: int | float = 1
-        for part in _components(problem):
-            total *= self._count_component(part)
-        return total
+    def _parts(self) -> list[_Part]:
+        if self._root is None:
+            self._root = self._solve(self.problem)
+        return self._root
 
-    def _count_component(self, part: Problem) -> int | float:
+    def _solve(self, problem: Problem) -> list[_Part]:
+        parts = sorted(_components(problem), key=lambda p: min(n for n, _ in p))  # a fixed order: reproducible
+        return [self._solve_component(part) for part in parts]
+
+    def _solve_component(self, part: Problem) -> _Part:
         if len(part) == 1:
-            return self.decisions[next(iter(part))[0]].size
+            name = next(iter(part))[0]
+            return _Part(name, self.decisions[name].size, [])
         if part not in self._memo:
             pivot = self._pivot(part)
-            self._memo[part] = sum(self._count(_fix(part, pivot, v)) for v in self.decisions[pivot].options)  # type: ignore[union-attr]
+            branches = []
+            for value in self.decisions[pivot].options:  # type: ignore[union-attr]
+                rest = self._solve(_fix(part, pivot, value))
+                branches.append((value, _product(rest), rest))
+            self._memo[part] = _Part(pivot, sum(count for _, count, _ in branches), branches)
         return self._memo[part]
 
     @staticmethod
@@ -109,22 +141,26 @@ class AssignmentCounter:
         mentions = Counter(other for _, condition in part for clause in condition for other, _ in clause)
         return max((n for n, c in part if c == ALWAYS), key=lambda n: (mentions[n], n))
 
-    def _draw(self, problem: Problem, rng: Random, out: dict[str, Any]) -> None:
-        for part in sorted(_components(problem), key=lambda p: min(n for n, _ in p)):  # a fixed order: reproducible
-            if len(part) == 1:
-                name = next(iter(part))[0]
-                out[name] = self.decisions[name].sample(rng)
+    def _draw(self, parts: list[_Part], rng: Random, out: dict[str, Any]) -> None:
+        for part in parts:
+            if not part.branches:
+                out[part.name] = self.decisions[part.name].sample(rng)
                 continue
-            pivot = self._pivot(part)
-            rest = [(_fix(part, pivot, v), v) for v in self.decisions[pivot].options]  # type: ignore[union-attr]
-            counts = [self._count(p) for p, _ in rest]
-            if float("inf") in counts:  # some branches hold real numbers: no uniform measure across them
-                remaining, out[pivot] = rest[int(rng.random() * len(rest))]
+            if part.count == math.inf:  # some branches hold real numbers: no uniform measure across them
+                chosen = part.branches[int(rng.random() * len(part.branches))]
             else:
                 # Integers beyond 2^53 occur, so no floating-point weights: walk along the exact partial sums.
-                ticket, i = rng.randrange(int(sum(counts))), 0
-                while ticket >= counts[i]:
-                    ticket -= int(counts[i])
-                    i += 1
-                remaining, out[pivot] = rest[i]
-            self._draw(remaining, rng, out)
+                ticket = rng.randrange(int(part.count))
+                for chosen in part.branches:
+                    if ticket < chosen[1]:
+                        break
+                    ticket -= int(chosen[1])
+            out[part.name] = chosen[0]
+            self._draw(chosen[2], rng, out)
+
+
+def _product(parts: Iterable[_Part]) -> int | float:
+    total: int | float = 1
+    for part in parts:
+        total *= part.count
+    return total

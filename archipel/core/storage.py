@@ -109,7 +109,7 @@ class Checkpoints:
         import torch
 
         if self.folder is None:
-            self._memory[name] = state
+            self._memory[name] = _copied(state)  # the network goes on changing
             return
         write_atomically(self.path(name), lambda f: torch.save(state, f))
 
@@ -122,17 +122,28 @@ class Checkpoints:
         import torch
 
         if self.folder is None:
-            return self._memory.get(name)
+            return _copied(self._memory.get(name))
         if not self.path(name).exists():
             return None
         try:
             return torch.load(self.path(name), map_location="cpu", weights_only=True)
         except Exception as error:
+            # PyTorch's message advises to load it unsafely; ours must not.
             raise RunError(
-                f"Checkpoint {self.path(name)} is damaged: {error}. Delete it to start that part anew."
+                f"Checkpoint {self.path(name)} is damaged, or holds something else than tensors and plain values "
+                f"({type(error).__name__}). Delete it to start that part anew."
             ) from error
 
     def delete(self, name: str) -> None:
         self._memory.pop(name, None)
         if self.folder is not None:
             self.path(name).unlink(missing_ok=True)
+
+
+def _copied(value: Any) -> Any:
+    """Plain containers with copies of their tensors."""
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value.detach().clone() if hasattr(value, "detach") else value

@@ -122,5 +122,4 @@ class Crew:
         else:
             self.executor.shutdown(wait=True)
         if self._dask is not None:
-            self._dask.close()
             self._dask.shutdown()

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archipel.core.choice import Fixed, Undecided
+from archipel.core.choice import EVERYTHING, Fixed, Undecided
 from archipel.core.counting import Clause
 from archipel.core.errors import SpaceError
 from archipel.core.supernet import Supernet
 
-Box = tuple[tuple[int, int], ...]  # start and stop along each axis
+Part = tuple[slice, ...]  # along every axis, with explicit bounds
+Uses = list[tuple[nn.Parameter, Part | None]]  # None: the whole of it
 
 
 class LiveUpdate:
@@ -50,10 +51,10 @@ class LiveUpdate:
     def __init__(self, supernet: Supernet, optimizer: torch.optim.Optimizer) -> None:
         self.supernet = supernet
         self.optimizer = optimizer
-        sliceable = {id(p) for m in supernet.modules() if _slices(m) for p in m.parameters(recurse=False)}
+        sliceable = {id(p) for m in supernet.modules() for p in _sliceable(m)}
         self._tree = _tree(supernet.net, frozenset(), sliceable)
         self._whole: set[int] = set()
-        self._boxes: dict[int, tuple[nn.Parameter, list[Box]]] = {}
+        self._parts: dict[int, tuple[nn.Parameter, list[Part]]] = {}
 
     def mark(self) -> None:
         """Note what the active network uses; call it after the forward pass of each network of a step.
@@ -66,23 +67,21 @@ class LiveUpdate:
         decider = self.supernet.decider
         if not isinstance(decider, Fixed):
             raise SpaceError("An update needs an active architecture; call activate(arch) first.")
-        blended = getattr(decider, "weights", {})
-        for node in self._tree.on_path(decider.arch, blended):
-            slices = node.module.live(decider) if isinstance(node.module, Undecided) else {}
-            for name, p in node.parameters.items():
-                box = _box(p, slices.get(name, ()))
-                if box is None:
-                    self._whole.add(id(p))
-                else:
-                    boxes = self._boxes.setdefault(id(p), (p, []))[1]
-                    if box not in boxes:
-                        boxes.append(box)
+        for node in self._tree.on_path(decider.arch, getattr(decider, "weights", {})):
+            for p, part in node.uses(decider):
+                key = id(p)
+                if part is None:
+                    self._whole.add(key)
+                elif key not in self._parts:
+                    self._parts[key] = (p, [part])
+                elif part not in self._parts[key][1]:
+                    self._parts[key][1].append(part)
 
     def step(self) -> None:
         """One optimizer step on the union of what was marked, which is then forgotten."""
         views = [
-            _View(p, boxes, self.optimizer)
-            for key, (p, boxes) in self._boxes.items()
+            _View(p, parts, self.optimizer.state[p])
+            for key, (p, parts) in self._parts.items()
             if key not in self._whole and p.grad is not None
         ]
         try:
@@ -90,7 +89,7 @@ class LiveUpdate:
         finally:
             for view in views:
                 view.undo()
-            self._boxes.clear()
+            self._parts.clear()
             self._whole.clear()
 
 
@@ -105,6 +104,7 @@ class _Node:
     clause: Clause
     parameters: dict[str, nn.Parameter]
     children: list[_Node] = field(default_factory=list)
+    known: dict[tuple[Any, ...], Uses] = field(default_factory=dict)
 
     def on_path(self, arch: Mapping[str, Any], blended: Collection[str]) -> Iterator[_Node]:
         if self.parameters:
@@ -113,9 +113,34 @@ class _Node:
             if all(n in blended or arch.get(n) in values for n, values in child.clause):
                 yield from child.on_path(arch, blended)
 
+    def uses(self, decider: Fixed) -> Uses:
+        """What this module uses of its parameters; remembered for each outcome of its decisions."""
+        module = self.module
+        if not isinstance(module, Undecided):
+            return [(p, None) for p in self.parameters.values()]
+        if getattr(module, "live_varies", False):  # also depends on something drawn while computing
+            return self._uses(module.live(decider))
+        key = tuple([decider.value(d) for d in self.decisions])
+        if key not in self.known:
+            self.known[key] = self._uses(module.live(decider))
+        return self.known[key]
 
-def _slices(module: nn.Module) -> bool:
-    return isinstance(module, Undecided) and type(module).live is not Undecided.live
+    def _uses(self, live: Mapping[str, tuple[slice, ...]]) -> Uses:
+        return [(p, _part(p, live.get(name, ()))) for name, p in self.parameters.items()]
+
+    def __post_init__(self) -> None:
+        self.decisions = self.module.own_decisions() if isinstance(self.module, Undecided) else []
+
+
+def _sliceable(module: nn.Module) -> list[nn.Parameter]:
+    """A module's own parameters of which it may use a part."""
+    if not isinstance(module, Undecided) or type(module).live is Undecided.live:
+        return []
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    if module.own_decisions() or getattr(module, "live_varies", False):
+        return list(own.values())
+    live = module.live(EVERYTHING)  # always the same: there is nothing to decide
+    return [p for n, p in own.items() if _part(p, live.get(n, ())) is not None]
 
 
 def _tree(module: nn.Module, clause: Clause, sliceable: set[int]) -> _Node | None:
@@ -130,12 +155,12 @@ def _tree(module: nn.Module, clause: Clause, sliceable: set[int]) -> _Node | Non
     return node if own or node.children else None
 
 
-def _box(p: Tensor, slices: tuple[slice, ...]) -> Box | None:
-    """Where slices lie in a parameter; None if they are the whole of it."""
-    box = tuple(s.indices(n)[:2] for s, n in zip(slices, p.shape))
-    if all(bounds == (0, n) for bounds, n in zip(box, p.shape)):
+def _part(p: Tensor, slices: tuple[slice, ...]) -> Part | None:
+    """Slices with explicit bounds along every axis of a parameter; None if they are the whole of it."""
+    bounds = [s.indices(n)[:2] for s, n in zip(slices, p.shape)]
+    if all(b == (0, n) for b, n in zip(bounds, p.shape)):
         return None
-    return (*box, *((0, n) for n in p.shape[len(box) :]))
+    return tuple(slice(*b) for b in [*bounds, *((0, n) for n in p.shape[len(bounds) :])])
 
 
 # --- the step ------------------------------------------------------------------------------------------------------
@@ -144,48 +169,55 @@ def _box(p: Tensor, slices: tuple[slice, ...]) -> Box | None:
 class _View:
     """Shows an optimizer only a part of a parameter, of its gradient and of its state, until :meth:`undo`."""
 
-    def __init__(self, p: nn.Parameter, boxes: list[Box], optimizer: torch.optim.Optimizer) -> None:
-        assert p.grad is not None
-        self.p, self.state = p, optimizer.state[p]
-        self.full, self.grad = p.data, p.grad
-        bounds = [(min(b[axis][0] for b in boxes), max(b[axis][1] for b in boxes)) for axis in range(p.ndim)]
-        self.part = tuple(slice(*b) for b in bounds)
-        # Inside the bounding box but in none of the boxes: to be put back after the step.
-        self.outside = None if len(boxes) == 1 else self._outside(boxes)
-        self.full_state = {
-            k: v for k, v in self.state.items() if isinstance(v, Tensor) and v.shape == p.shape and v.ndim > 0
-        }
+    __slots__ = ("full", "full_state", "grad", "kept", "kept_state", "outside", "p", "part", "state")
+
+    def __init__(self, p: nn.Parameter, parts: list[Part], state: dict[str, Any]) -> None:
+        full, grad = p.data, p.grad
+        assert grad is not None
+        self.p, self.state, self.full, self.grad = p, state, full, grad
+        self.part = part = parts[0] if len(parts) == 1 else _bounding(parts)
         p.grad = None
-        p.data = self.full[self.part]
-        p.grad = self.grad[self.part]
+        p.data = full[part]
+        p.grad = grad[part]
+        self.full_state = {k: v for k, v in state.items() if _like(v, full)}
         for k, v in self.full_state.items():
-            self.state[k] = v[self.part]
+            state[k] = v[part]
+        # Inside the bounding box but in none of the parts: to be put back after the step.
+        self.outside = None if len(parts) == 1 else self._outside(parts)
         if self.outside is not None:
             self.kept = p.data[self.outside].clone()
-            self.kept_state = {k: self.state[k][self.outside].clone() for k in self.full_state}
+            self.kept_state = {k: state[k][self.outside].clone() for k in self.full_state}
 
-    def _outside(self, boxes: list[Box]) -> Tensor | None:
-        mask = torch.ones(self.full.shape, dtype=torch.bool)
-        for box in boxes:
-            mask[tuple(slice(*b) for b in box)] = False
-        mask = mask[self.part].to(self.full.device)
+    def _outside(self, parts: list[Part]) -> Tensor | None:
+        mask = torch.ones(self.full.shape, dtype=torch.bool, device=self.full.device)
+        for part in parts:
+            mask[part] = False
+        mask = mask[self.part]
         return mask if bool(mask.any()) else None
 
     def undo(self) -> None:
-        part_shape = self.p.data.shape
+        p, state, view = self.p, self.state, self.p.data
         if self.outside is not None:
-            self.p.data[self.outside] = self.kept
-        for k, v in list(self.state.items()):
-            if not isinstance(v, Tensor) or v.shape != part_shape or v.ndim == 0:
+            view[self.outside] = self.kept
+        for k, v in state.items():
+            if not _like(v, view):
                 continue
-            if k not in self.full_state:  # made in this step; elsewhere as if it had only seen zero gradients
-                self.full_state[k] = torch.zeros_like(self.full, dtype=v.dtype)
-            full = self.full_state[k]
-            if v.data_ptr() != full[self.part].data_ptr():
+            full = self.full_state.get(k)
+            if full is None:  # made in this step; elsewhere as if it had only seen zero gradients
+                full = torch.zeros_like(self.full, dtype=v.dtype)
                 full[self.part] = v
             if self.outside is not None:
                 full[self.part][self.outside] = self.kept_state.get(k, 0.0)
-            self.state[k] = full
-        self.p.grad = None
-        self.p.data = self.full
-        self.p.grad = self.grad
+            state[k] = full
+        p.grad = None
+        p.data = self.full
+        p.grad = self.grad
+
+
+def _like(value: Any, t: Tensor) -> bool:
+    """Whether an entry of an optimizer's state has a number for each element of a tensor."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape == t.shape
+
+
+def _bounding(parts: list[Part]) -> Part:
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*parts))

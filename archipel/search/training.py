@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from archipel.core.errors import UsageError, suggest
 from archipel.data.augment import random_operation
+from archipel.data.batches import cutout, horizontal_flip, random_crop
 from archipel.data.dataset import Dataset, Split
 
 AUXILIARY_WEIGHT = 0.4  # of an auxiliary classifier's loss (NASNet, DARTS)
@@ -140,26 +141,14 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def augment(recipe: Recipe, x: Tensor) -> Tensor:
-    """Random crops, flips, operations and cutout of a batch of images ``[B, C, H, W]``, as the recipe says."""
-    B, H, W = len(x), x.shape[-2], x.shape[-1]
+    """A batch of images ``[B, C, H, W]``, cropped, flipped, changed and erased at random as the recipe says."""
     if recipe.crop:
-        padded = F.pad(x, [recipe.crop] * 4)
-        top, left = torch.randint(0, 2 * recipe.crop + 1, (2, B))
-        rows = (top[:, None] + torch.arange(H))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(W))[:, None, None, :]
-        x = padded[torch.arange(B)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+        x = random_crop(recipe.crop)(x, None)
     if recipe.flip:
-        x = torch.where((torch.rand(B) < 0.5)[:, None, None, None], x.flip(-1), x)
+        x = horizontal_flip()(x, None)
     if recipe.augmentation == "random-operation":
         x = random_operation(x)
-    if recipe.cutout:
-        cy, cx = torch.randint(0, H, (B, 1)), torch.randint(0, W, (B, 1))
-        half = recipe.cutout // 2
-        rows, columns = torch.arange(H), torch.arange(W)
-        inside_y = (rows >= cy - half) & (rows < cy - half + recipe.cutout)
-        inside_x = (columns >= cx - half) & (columns < cx - half + recipe.cutout)
-        x = x.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0.0)
-    return x
+    return cutout(recipe.cutout)(x, None) if recipe.cutout else x
 
 
 def train(

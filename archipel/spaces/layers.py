@@ -6,6 +6,9 @@ weights. ``forward`` only slices; a full-size layer slices nothing. ``extract`` 
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +24,21 @@ def _param(t: Tensor) -> nn.Parameter:
 
 def _unique(sizes: list[Size]) -> list[Decision]:
     return list(dict.fromkeys(d for s in sizes for d in decisions_in(s)))
+
+
+@functools.cache
+def _uninitialised(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+
+
+def _bare(kind: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """A layer on the meta device whose tensors are about to be replaced.
+
+    Initialising them first, even without memory, took half of the time of an extraction.
+    """
+    layer = _uninitialised(kind)(*args, **kwargs, device="meta")
+    layer.__class__ = kind
+    return layer
 
 
 class ElasticLinear(Undecided, nn.Linear):
@@ -43,7 +61,7 @@ class ElasticLinear(Undecided, nn.Linear):
 
     def extract(self, decider: Decider, inner: Extract) -> nn.Module:
         weight, bias = self._now(decider)
-        new = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        new = _bare(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
         new.weight = _param(weight)
         if bias is not None:
             new.bias = _param(bias)
@@ -111,7 +129,8 @@ class _ElasticConv(Undecided):
 
     def extract(self, decider: Decider, inner: Extract) -> nn.Module:
         weight, bias, padding, groups = self._now(decider)
-        new = self.plain(
+        new = _bare(
+            self.plain,
             weight.shape[1] * groups,
             weight.shape[0],
             weight.shape[-1],
@@ -120,7 +139,6 @@ class _ElasticConv(Undecided):
             padding=padding,
             groups=groups,
             bias=bias is not None,
-            device="meta",
         )
         new.weight = _param(weight)
         if bias is not None:
@@ -214,7 +232,7 @@ class _ElasticBatchNorm(Undecided):
 
     def extract(self, decider: Decider, inner: Extract) -> nn.Module:
         n = size_at(self.size, decider)
-        new = self.plain(n, self.eps, self.momentum, self.affine, self.track_running_stats, device="meta")
+        new = _bare(self.plain, n, self.eps, self.momentum, self.affine, self.track_running_stats)
         mean, var, weight, bias = self._now(decider)
         if weight is not None and bias is not None:
             new.weight, new.bias = _param(weight), _param(bias)
@@ -266,7 +284,7 @@ class ElasticLayerNorm(Undecided, nn.LayerNorm):
 
     def extract(self, decider: Decider, inner: Extract) -> nn.Module:
         n = size_at(self.size, decider)
-        new = nn.LayerNorm(n, self.eps, device="meta")
+        new = _bare(nn.LayerNorm, n, self.eps)
         new.weight, new.bias = _param(self.weight[:n]), _param(self.bias[:n])
         return new
 

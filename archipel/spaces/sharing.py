@@ -108,6 +108,7 @@ class _Dynamic(Undecided):
         if channels not in CHANNELS:
             raise SpaceError(f"channels={channels!r} is unknown. {suggest(channels, CHANNELS)}")
         self.channels = channels
+        self.live_varies = channels == "random"  # what is used depends on a draw, too
 
     def _wanted(self, decider: Decider) -> tuple[int, int]:
         return size_at(self.sizes[1], decider), size_at(self.sizes[0], decider)

@@ -9,6 +9,7 @@ from archipel.core.errors import SpaceError
 from archipel.search.live_update import LiveUpdate
 from archipel.spaces.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear
 from archipel.spaces.module_space import ModuleSpace
+from archipel.spaces.sharing import DynamicConv2d
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1),
@@ -197,6 +198,23 @@ def test_a_parameter_that_a_plain_layer_shares_is_used_whole():
     update.mark()
     update.step()
     assert (supernet.net.plain.weight != before).all()
+
+
+def test_a_fixed_part_is_found_where_nothing_about_it_is_decided():
+    def make():
+        largest = DynamicConv2d(1, 1, 3)
+        return Choice("op", {"large": largest, "centre": DynamicConv2d(1, 1, 1, largest=largest)})
+
+    supernet = ModuleSpace(make, torch.zeros(2, 1, 5, 5)).supernet()
+    update = LiveUpdate(supernet, torch.optim.SGD(supernet.parameters(), 0.1, momentum=0.9, weight_decay=0.1))
+    weight = supernet.net.options["large"].weight
+    for op in ("large", "centre"):
+        before = weight.detach().clone()
+        update.optimizer.zero_grad(set_to_none=True)
+        supernet.activate({"op": op})(torch.randn(2, 1, 5, 5)).sum().backward()
+        update.mark()
+        update.step()
+        assert (weight != before).sum() == (9 if op == "large" else 1)
 
 
 def test_a_failing_optimizer_leaves_parameters_and_gradients_in_place(space):

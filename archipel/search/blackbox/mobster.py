@@ -89,6 +89,14 @@ class MOBSTER(AsynchronousHalving):
 
     Raises:
         UsageError: an unknown option, or a number below 1.
+
+    >>> from archipel.search.simulator import simulate
+    >>> from archipel.core.space import Space
+    >>> from archipel.search.strategy import Objective
+    >>> problem = Problem(Space([Real("x", 0.0, 1.0)]), [Objective("loss", "min")], max_resource=9)
+    >>> run = simulate(MOBSTER(), problem, lambda a, r: {"loss": (a["x"] - 0.3) ** 2 + 1 / r}, workers=4, horizon=30)
+    >>> bool(abs(min(run.trials, key=lambda t: t.metrics.get("loss", 9.0)).arch["x"] - 0.3) < 0.05)
+    True
     """
 
     def __init__(

@@ -29,11 +29,11 @@ from archipel.search.differentiable.arch_gradient import ArchGradient, FirstOrde
 from archipel.search.differentiable.diagnostics import discretisation_gap, normalised_entropy
 from archipel.search.differentiable.mix import Mix, Softmax
 from archipel.search.differentiable.objective import CrossEntropy, SearchObjective
-from archipel.search.differentiable.parameters import ArchParameters, Moment
+from archipel.search.differentiable.parameters import ArchParameters
 from archipel.search.differentiable.schedule import Schedule
 from archipel.search.differentiable.select import Argmax, Select, nearest_feasible, option_scores
 from archipel.search.differentiable.state import SearchState
-from archipel.search.strategy import Context, Strategy, Trial
+from archipel.search.strategy import Context, Problem, Strategy, Trial
 from archipel.search.training import shuffled
 from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.operations import CellSpace
@@ -72,12 +72,19 @@ class DifferentiableSearch(Strategy):
         self.schedule = schedule or Schedule()
         self.select = select or Argmax()
         self.fixed = dict(fixed or {})
+        self._reset()
+
+    # --- the strategy ----------------------------------------------------------------------------------------------
+
+    def setup(self, problem: Problem) -> None:
+        super().setup(problem)
+        self._reset()
+
+    def _reset(self) -> None:
         self.log: list[dict[str, Any]] = []
         self.state: SearchState | None = None
         self._answer: Arch | None = None
         self._asked = False
-
-    # --- the strategy ----------------------------------------------------------------------------------------------
 
     def prepare(self, context: Context) -> None:
         """
@@ -96,6 +103,7 @@ class DifferentiableSearch(Strategy):
             gradient.load_state_dict(saved["arch_gradient"])
             select.load_state_dict(saved["select"])
             begin, self.log, self._answer = saved["epoch"], list(saved["log"]), saved["answer"]
+            state.move_to(max(0, begin - 1), state.steps_per_epoch - 1)  # as at the end of the last epoch
 
         def save(epoch: int) -> None:
             context.checkpoints.save(
@@ -218,7 +226,7 @@ def run_epoch(
     for step in range(steps):
         if deadline is not None and time.monotonic() > deadline:
             return None
-        state.moment = Moment(epoch, state.schedule.epochs, epoch * steps + step, state.schedule.epochs * steps)
+        state.move_to(epoch, step)
         index = order[step * size : (step + 1) * size]
         place = (torch.arange(min(size, len(theirs))) + step * size) % len(theirs)
         total += gradient.update(state, batch(ours, index), batch(theirs, other[place]))

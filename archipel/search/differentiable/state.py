@@ -61,7 +61,12 @@ class SearchState:
         self.weight_optimizer = schedule.weight_optimizer(self.weights.values())
         self.alpha_optimizer = schedule.alpha_optimizer(self.logits.values())
         self._norms = batch_norms(supernet)
-        self.moment = Moment(0, schedule.epochs, 0, schedule.epochs * self.steps_per_epoch)
+        self.move_to(0, 0)
+
+    def move_to(self, epoch: int, step: int) -> None:
+        """Set the moment: a step of an epoch."""
+        epochs, steps = self.schedule.epochs, self.steps_per_epoch
+        self.moment = Moment(epoch, epochs, epoch * steps + step, epochs * steps)
 
     @property
     def steps_per_epoch(self) -> int:

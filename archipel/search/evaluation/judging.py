@@ -17,7 +17,6 @@ from random import Random
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from archipel.core.decision import Arch
@@ -104,11 +103,10 @@ class StandAlone:
         recipe = self.recipe.with_hyper(self.space.hyper(arch))
         train_on, judged = self.data
         steps = recipe.epochs * max(1, len(train_on) // recipe.batch_size)
-        with torch.random.fork_rng(devices=[]):
-            net = self.space.build(arch, seed)
-            rise = drop_path_rise(net, self.drop_path, steps) if self.drop_path else None
-            train(net, train_on, self.task, recipe, seed, each_step=rise)
-            return evaluate(net, judged, self.task)["r2" if self.task == "regression" else "accuracy"]
+        net = self.space.build(arch, seed)
+        rise = drop_path_rise(net, self.drop_path, steps) if self.drop_path else None
+        train(net, train_on, self.task, recipe, seed, each_step=rise)
+        return evaluate(net, judged, self.task)["r2" if self.task == "regression" else "accuracy"]
 
 
 def example_params(space: Space) -> int | None:
@@ -119,21 +117,19 @@ def example_params(space: Space) -> int | None:
         return None
 
 
-def drop_path_rise(net: nn.Module, p_final: float, steps: int) -> Callable[[], None]:
-    """A function to call after each step, that raises every path's probability linearly to ``p_final``.
+def drop_paths(net: nn.Module) -> list[DropPath | ScaledDropPath]:
+    """The modules of a network that can leave out a path; a path that is the identity has none."""
+    return [m for m in net.modules() if isinstance(m, DropPath | ScaledDropPath)]
 
-    Raises:
-        UsageError: the network has no paths to leave out.
-    """
-    paths = [(m, getattr(m, "layer_fraction", 1.0)) for m in net.modules() if isinstance(m, DropPath | ScaledDropPath)]
-    if not paths:
-        raise UsageError(f"{type(net).__name__} has no drop-path modules, so no path can be left out of it.")
-    done = 0
+
+def drop_path_rise(net: nn.Module, p_final: float, steps: int) -> Callable[[], None]:
+    """A function to call after each step, that raises every path's probability linearly to ``p_final``."""
+    paths, done = drop_paths(net), 0
 
     def rise() -> None:
         nonlocal done
-        for m, share in paths:
-            m.p = p_final * share * min(1.0, done / steps)
+        for m in paths:
+            m.p = p_final * getattr(m, "layer_fraction", 1.0) * min(1.0, done / steps)
         done += 1
 
     rise()

@@ -30,7 +30,7 @@ from archipel.core.errors import SpaceError, UsageError, suggest
 from archipel.core.space import Space
 from archipel.data.dataset import Dataset
 from archipel.search.evaluation.compare import text_table
-from archipel.search.evaluation.judging import StandAlone, drop_path_rise, judge_grid
+from archipel.search.evaluation.judging import StandAlone, drop_paths, judge_grid
 from archipel.search.evaluation.notebook import Notebook
 from archipel.search.evaluation.runs import short_hash
 from archipel.search.training import Recipe
@@ -155,9 +155,15 @@ def with_tricks(
             name, C = network.width
             network = network.changed(**{name: max(C + 2, 2 * round(C * strength.wider / 2))})
     space = network.space()
-    if drop_path:
-        drop_path_rise(space.build(space.sample(Random(0))), drop_path, 1)  # raises without paths to leave out
+    if drop_path and not _has_paths(space):
+        raise UsageError(f"networks of {space.name} have no drop-path modules, so no path can be left out")
     return replace(base, space=space, recipe=recipe, network=network.recorded(), drop_path=drop_path)
+
+
+def _has_paths(space: Space, tries: int = 16) -> bool:
+    """Whether any of some random architectures has a path to leave out."""
+    rng, build = Random(0), getattr(space, "build_meta", space.build)
+    return any(drop_paths(build(space.sample(rng))) for _ in range(tries))
 
 
 def unavailable(base: StandAlone, network: Network, strength: Strength = Strength()) -> dict[str, str]:

@@ -7,7 +7,7 @@ Yang, Esperanca, Carlucci. NAS evaluation is frustratingly hard. 2020. https://a
                                           the method's own protocol (n = 8)
 
     protocol ladder    which training tricks are worth how much           :mod:`archipel.search.evaluation.ladder`
-    width of a space   distribution over many random architectures        :func:`spread`
+    width of a space   distribution over many random architectures        :func:`width_study`, :func:`spread`
     seeds              between architectures against between seeds         :func:`seed_study`
     depth gap          do few cells rank as many do?                       :func:`depth_study`
     number of cells    what depth by itself is worth                       :func:`cells_study`
@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from archipel.core.registry import Paper, register
 from archipel.search import metrics as ranking
 from archipel.search.evaluation.compare import compare_to_random, comparison_text, summary
 from archipel.search.evaluation.judging import StandAlone, judge_grid
-from archipel.search.evaluation.ladder import Network
+from archipel.search.evaluation.ladder import Network, random_architectures
 from archipel.search.evaluation.notebook import Notebook
 from archipel.search.evaluation.runs import Runs
 from archipel.search.evaluation.weight_sharing import rank_disorder
@@ -83,8 +84,8 @@ def spread(values: ranking.Values) -> dict[str, Any]:
     Raises:
         UsageError: fewer than 2, or missing results.
 
-    >>> spread([96.0, 97.0, 97.4])["range"]
-    1.4000000000000057
+    >>> round(spread([96.0, 97.0, 97.4])["range"], 3)
+    1.4
     """
     v = ranking.checked(values, "results", 2)
     quartiles = np.quantile(v, [0.25, 0.5, 0.75])
@@ -168,6 +169,31 @@ def cells_study(values: Mapping[int, ranking.Values]) -> dict[str, Any]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
+def width_study(
+    judges: Mapping[str, StandAlone],
+    n: int | Mapping[str, int] = 214,
+    seed: int = 0,
+    executor: Executor | None = None,
+    notebook: Notebook | None = None,
+) -> dict[str, Any]:
+    """Distribution of the results of random architectures in one space or several (the paper: 214 and 56).
+
+    Args:
+        judges: label -> judge, each with its own space.
+        n: random architectures, of all or by label.
+        seed: they are drawn by.
+
+    Returns:
+        label -> :func:`spread`, with the ``archs`` and their ``values``.
+    """
+    out = {}
+    for label, judge in judges.items():
+        archs = random_architectures(judge.space, n if isinstance(n, int) else n[label], seed)
+        values = judge_grid(judge, archs, 1, executor, notebook)[:, 0]
+        out[label] = {**spread(values), "archs": archs, "values": values.tolist()}
+    return out
+
+
 def vary_network(
     network: Network,
     judge: StandAlone,
@@ -190,8 +216,6 @@ def vary_network(
         UsageError: an option that the space does not have, or a training that diverged.
         SpaceError: an architecture that is not of one of the forms.
     """
-    from dataclasses import replace
-
     out = {}
     for label, options in values.items():
         form = network.changed(**options)

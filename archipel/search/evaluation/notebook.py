@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from archipel.core.errors import RunError, UsageError
 from archipel.core.storage import finite, storage_error
 
 # Calls handed to an executor at once; enough to keep any machine busy.
 IN_FLIGHT = 64
+# Training draws from torch's one generator of the process, so calls in threads take turns.
+TURN = threading.RLock()
 
 
 class Notebook:
@@ -55,6 +60,12 @@ class Notebook:
         self.entries[key] = value
 
 
+def isolated(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call that has torch's random generator for itself, and leaves it as it was."""
+    with TURN, torch.random.fork_rng(devices=[]):
+        return function(*args)
+
+
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -68,12 +79,12 @@ def run_all(jobs: Mapping[str, Call], executor: Executor | None, notebook: Noteb
     missing = {key: call for key, call in jobs.items() if key not in notebook}
     if executor is None:
         for key, (function, args) in missing.items():
-            notebook.add(key, function(*args))
+            notebook.add(key, isolated(function, *args))
     else:
         pending: dict[Future[Any], str] = {}
         try:
             for key, (function, args) in missing.items():
-                pending[executor.submit(function, *args)] = key
+                pending[executor.submit(isolated, function, *args)] = key
                 _take(pending, notebook, None if len(pending) >= IN_FLIGHT else 0.0)
             while pending:
                 _take(pending, notebook, None)

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-import torch
-
 from archipel.core.decision import Arch
 from archipel.core.errors import RunError, UsageError
 from archipel.core.space import Space
@@ -227,8 +225,7 @@ def start_strategy(
 
 
 def _search(policy: Policy, task: SearchTask, seed: int) -> dict[str, Any]:
-    with torch.random.fork_rng(devices=[]):
-        found = policy.search(task, seed)
+    found = policy.search(task, seed)
     return {"arch": found.arch, "queries": found.queries, "seconds": found.seconds}
 
 

@@ -267,4 +267,3 @@ def shared_scores(
     plan.checkpoints.save(name, {"key": key, "scores": scores, "seconds": seconds})
     plan.checkpoints.delete(training)
     return scores, seconds
-

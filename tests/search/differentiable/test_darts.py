@@ -526,6 +526,18 @@ def test_a_budget_of_epochs_stretches_the_schedule():
     assert search.state.schedule.warmup == 1
 
 
+def test_a_mixture_that_changes_with_time_is_read_off_at_the_end_even_after_a_resume(tmp_path):
+    class Sharpening(Softmax):
+        def coefficients(self, logits, row, moment):
+            return torch.softmax(logits * (1 + moment.step), 0)
+
+    store = Checkpoints(tmp_path)
+    whole = prepared(darts(schedule=QUICK, mix=Sharpening()), micro(), context(checkpoints=store))
+    assert whole.state.moment.step == whole.state.moment.steps - 1
+    resumed = prepared(darts(schedule=QUICK, mix=Sharpening()), micro(), context(checkpoints=Checkpoints(tmp_path)))
+    assert resumed.ask().info == whole.ask().info
+
+
 def test_settings_are_not_touched_by_a_search():
     mix = Softmax()
     search = prepared(darts(schedule=QUICK, mix=mix), micro())

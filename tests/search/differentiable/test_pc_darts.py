@@ -151,7 +151,7 @@ def test_edge_weights_sum_to_one_for_each_node_alone():
     nodes = {n: w for n, w in weights.items() if not state.parameters.rows[n].is_choice}
     assert {n: len(w) for n, w in nodes.items()} == {f"{k}.n{j}": j for k in ("normal", "reduce") for j in range(2, 6)}
     for w in weights.values():
-        assert float(w.sum()) == pytest.approx(1.0)
+        assert w.sum().item() == pytest.approx(1.0)
 
 
 def test_gradients_reach_operations_and_edges():
@@ -217,11 +217,10 @@ def test_the_genotype_does_not_change_when_a_row_is_shifted():
 # --- golden numbers and memory -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("K", "weights"), [(4, 299_578), (1, 1_930_618)])
-def test_supernets_have_their_golden_numbers_of_weights(K, weights):
+def test_the_supernet_of_four_parts_has_its_golden_number_of_weights():  # of one part: see the tests of the space
     with torch.device("meta"):
-        net = DartsSpace((3, 32, 32), 10, C=16, layers=8).cells(PartialChannels(K).edge)
-    assert count_params(net) == weights
+        net = DartsSpace((3, 32, 32), 10, C=16, layers=8).cells(PartialChannels(4).edge)
+    assert count_params(net) == 299_578
 
 
 def test_there_are_252_architecture_parameters():
@@ -231,7 +230,7 @@ def test_there_are_252_architecture_parameters():
 
 
 def test_saved_activations_fall_with_the_number_of_parts():
-    data, bytes_of = images(16), {}
+    data, bytes_of = images(4), {}
     for K in (1, 2, 4):
         state = state_of(DartsSpace((1, 8, 8), 2, C=16, layers=3, nodes=2), PartialChannels(K))
         bytes_of[K] = saved_bytes(partial(state.val_loss, (data.x, data.y)), state.supernet)
@@ -252,7 +251,7 @@ def test_the_mixed_part_of_an_edge_keeps_one_part_of_the_activations():
 # --- the search ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", [cells(), MicroNB201((1, 8, 8), 2, C=8)], ids=["darts", "micro"])
+@pytest.mark.parametrize("space", [cells(C=4), MicroNB201((1, 8, 8), 2, C=4)], ids=["darts", "micro"])
 def test_a_search_ends_with_an_architecture_of_the_space(space):
     search = pc_darts(K=2, schedule=QUICK)
     search.setup(Problem(space))

@@ -9,17 +9,21 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from archipel.core.choice import Choice, Kernel
 from archipel.core.errors import SpaceError, UsageError
 from archipel.core.storage import Checkpoints
 from archipel.data.dataset import Dataset, Split
 from archipel.search.metrics import kendall_tau, noise_ceiling, p_surpass_random, rank_from_worst, sparse_kendall_tau
 from archipel.search.oneshot.factor_report import Row, Study
+from archipel.search.oneshot.samplers import make_sampler
 from archipel.search.oneshot.shared_evaluation import SharedEvaluator
 from archipel.search.oneshot.stand_alone import Truth, stand_alone_truth, train_alone
 from archipel.search.oneshot.supernet_heuristics import SupernetRandomSearch, factor_study
 from archipel.search.oneshot.supernet_training import BASELINE, FACTORS, Factors, configure_batch_norm, train_supernet
 from archipel.search.strategy import Context, Problem
 from archipel.search.training import Recipe
+from archipel.spaces.layers import ElasticConv2d
+from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.sharing import Sharing, cell_space, elastic_mlp_space
 
 QUICK = Factors(epochs=2)
@@ -126,9 +130,43 @@ def test_every_factor_changes_the_supernet_that_comes_out(digits, factor, value)
     assert not torch.allclose(trained(base), trained(base.vary(factor, value)))
 
 
-def test_random_nas_differs_from_uniform_sampling_where_decisions_are_conditional():
-    # (in the spaces above nothing is conditional, so there the two are the same)
-    assert Factors(sampling="random-nas") != BASELINE
+def test_random_nas_draws_options_and_the_baseline_draws_architectures():
+    """In a space with conditional decisions: 3 of 4 architectures have the convolution, but it is 1 of 2 options."""
+    kernel = Kernel("k", [1, 3, 5])
+    space = ModuleSpace(
+        lambda: Choice("op", {"conv": ElasticConv2d(1, 1, kernel), "skip": torch.nn.Identity()}),
+        torch.zeros(1, 1, 5, 5),
+    )
+    supernet, rng = space.supernet(), Random(0)
+    share = {}
+    for sampling in ("uniform", "random-nas"):
+        sampler = make_sampler(sampling, supernet)
+        share[sampling] = sum(sampler(rng)[0].arch["op"] == "conv" for _ in range(3000)) / 3000
+    assert share == {"uniform": pytest.approx(0.75, abs=0.03), "random-nas": pytest.approx(0.5, abs=0.03)}
+
+
+def test_a_fair_step_moves_shared_layers_by_k_times_the_mean_single_path_gradient(digits):
+    """So that a shared stem effectively sees K times the learning rate."""
+    space = ModuleSpace(
+        lambda: torch.nn.Sequential(
+            torch.nn.Flatten(),
+            torch.nn.Linear(64, 10),
+            Choice("op", {"a": torch.nn.Identity(), "b": torch.nn.ReLU(), "c": torch.nn.Linear(10, 10)}),
+        ),
+        torch.zeros(2, 1, 8, 8),
+    )
+    supernet = space.supernet()
+    stem, before = supernet.net[1].weight, supernet.net[1].weight.detach().clone()
+    single = []
+    for arch in space.enumerate():
+        loss = torch.nn.functional.cross_entropy(supernet.activate(arch)(digits.train.x), digits.train.y)
+        single.append(torch.autograd.grad(loss, stem)[0])
+    factors = Factors(
+        epochs=1, batch_size=320, sampling="fairnas", label_smoothing=0.0, weight_decay=0.0, clip=0.0, lr=0.1
+    )
+    log = train_supernet(supernet, digits.train, "classification", factors)
+    assert (log.paths, log.steps) == (3, 1)
+    torch.testing.assert_close(before - stem, 0.1 * 3 * torch.stack(single).mean(0), rtol=1e-3, atol=1e-6)
 
 
 def test_batch_norm_loses_what_the_factors_say():
@@ -276,7 +314,7 @@ def test_studies_that_cannot_be_are_refused_before_anything_is_trained(digits, t
 def test_sharing_factors_are_studied_on_cells(digits):
     archs = architectures(cells(), 4)
     truth = Truth(archs, [[0.1, 0.2, 0.3, 0.4]])
-    study = factor_study(cells, digits, truth, {"weights_on": ["node"], "layers": [0.5]}, Factors(epochs=1), (0, 1))
+    study = factor_study(cells, digits, truth, {"weights_on": ["node"], "layers": [0.5]}, Factors(epochs=4), (0, 1))
     assert [r.factor for r in study.rows] == ["baseline"] * 2 + ["weights_on"] * 2 + ["layers"] * 2
     assert study.ceiling is None
     assert "unknown (one seed)" in study.text()
