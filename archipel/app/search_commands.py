@@ -24,6 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 @click.option("--budget", default="32", show_default=True, help="100, 100trials, 200epochs, 90s, 30min, 2h.")
 @click.option("--limit", multiple=True, help="Hard limit, such as macs=5e6, params=100k, latency=3ms. Repeatable.")
 @click.option("--objective", multiple=True, help="Metric, with :min if less is better. Repeatable.")
+@click.option("--joint", multiple=True, help="Hyperparameter searched with the architecture: lr, …, or default.")
 @click.option("--workers", default=1, show_default=True, help="Trials at once.")
 @click.option("--executor", default="local", show_default=True, help="inline, local, ray or dask.")
 @click.option("--seed", default=0, show_default=True)
@@ -50,7 +51,7 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
     archipel search --data table.csv --space my_file.py:MyModel
     """
     from archipel.search.config import SearchConfig
-    from archipel.search.driver import run_search
+    from archipel.search.driver import default_folder, run_search
 
     recipe = settings(given["recipe"], "--recipe")
     if given["epochs"] is not None:
@@ -63,6 +64,7 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
             "budget": given["budget"],
             "limits": list(given["limit"]),
             "objectives": list(given["objective"]),
+            "joint": list(given["joint"]),
             "workers": given["workers"],
             "executor": given["executor"],
             "seed": given["seed"],
@@ -78,7 +80,8 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
             "trial_memory": byte_count(given["trial_memory"]),
         }
     )
-    _carry_out(lambda progress: run_search(config, out, progress), quiet, as_json)
+    folder = out or default_folder(config)
+    _carry_out(lambda progress: run_search(config, folder, progress), folder, quiet, as_json)
 
 
 @click.command()
@@ -92,22 +95,27 @@ def resume(run: Path, workers: int | None, executor: str | None, quiet: bool, as
     from archipel.search.driver import resume as go_on
 
     changes = {k: v for k, v in {"workers": workers, "executor": executor}.items() if v is not None}
-    _carry_out(lambda progress: go_on(run, progress, **changes), quiet, as_json)
+    _carry_out(lambda progress: go_on(run, progress, **changes), run, quiet, as_json)
 
 
-def _carry_out(work: Callable[[Any], Any], quiet: bool, as_json: bool) -> None:
+def _carry_out(work: Callable[[Any], Any], folder: Path, quiet: bool, as_json: bool) -> None:
+    """Run with progress bars, then print what came out, also of an interrupted run that has a network by then."""
     import signal
 
     from archipel.app.progress import Terminal
+    from archipel.search.driver import load_result
 
     def stop(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)  # a polite kill is treated like Ctrl-C
-    with nullcontext() if quiet or as_json else Terminal() as progress:
-        result = work(progress)
-    report = _summary(result.report)
-    click.echo(json.dumps(report)) if as_json else _print_summary(report)
+    try:
+        with nullcontext() if quiet or as_json else Terminal() as progress:
+            work(progress)
+    finally:
+        if (folder / "report.json").exists():
+            summary = _summary(load_result(folder).report)
+            click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
 
 
 def _summary(report: dict[str, Any]) -> dict[str, Any]:

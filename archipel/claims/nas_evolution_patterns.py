@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -127,7 +128,7 @@ def _means(t: Table, figure: str, arms: Sequence[str] = ONE) -> str:
 
 def concentrates(t: Table) -> tuple[bool, str]:
     figures = ("donors", "donor genomes", "founders")
-    falls = [t.mean(a, f) > t.mean(b, f) for f in figures for a, b in zip(ONE, ONE[1:])]
+    falls = [t.mean(a, f) > t.mean(b, f) for f in figures for a, b in pairwise(ONE)]
     return all(falls), "; ".join(_means(t, f) for f in figures)
 
 
@@ -174,8 +175,10 @@ def quarter_capacity(t: Table) -> tuple[bool, str]:
 def best_alive_as_derived(t: Table) -> tuple[bool, str]:
     derived = [donor_cache.best_alive_hit_rate(P, S, 25) for S in SAMPLES]
     seen = [t.values(a, "best-alive@25") for a in ONE]
-    close = [abs(s.mean() - d) <= 3 * s.std(ddof=1) / math.sqrt(len(s)) for s, d in zip(seen, derived)]
-    return all(close), f"{_means(t, 'best-alive@25')}; derived {', '.join(f'{d:.4f}' for d in derived)}"
+    errors = [math.sqrt(d * (1 - d) / (len(s) * (EVALUATIONS - P))) for s, d in zip(seen, derived)]  # binomial
+    close = [abs(s.mean() - d) <= 3 * e for s, d, e in zip(seen, derived, errors)]
+    text = ", ".join(f"{d:.4f} ± {e:.2g} (SE)" for d, e in zip(derived, errors))
+    return all(close), f"{_means(t, 'best-alive@25')}; derived {text}"
 
 
 def beats_random(t: Table) -> tuple[bool, str]:

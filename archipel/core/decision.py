@@ -119,7 +119,9 @@ class Real:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise SpaceError(f"Decision {self.name!r} needs finite low < high, not {self.low!r}, {self.high!r}.")
         if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
-            raise SpaceError(f"Decision {self.name!r} is an integer; its bounds {self.low!r}, {self.high!r} must be too.")
+            raise SpaceError(
+                f"Decision {self.name!r} is an integer; its bounds {self.low!r}, {self.high!r} must be too."
+            )
         if self.log and self.low <= 0:
             raise SpaceError(f"Decision {self.name!r} is on a log scale, so low must be positive, not {self.low!r}.")
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT);
 # Trials this quick are written together; one that took longer is on disk before the next is proposed.
 QUICK_SECONDS = 0.05
 FLUSH_SECONDS = 0.25
+# Free space that a run asks for when it starts or goes on.
+ROOM_BYTES = 64_000_000
 
 
 def environment() -> dict[str, Any]:
@@ -199,6 +202,7 @@ class RunFolder:
         except OSError as error:
             raise storage_error(path / "checkpoints", error) from error
         lock = _lock(path)
+        _check_room(path)
         write_json(path / "environment.json", environment())
         run = cls(path, lock)
         write_json(path / "config.json", config)  # last: a folder with a config is a complete run folder
@@ -215,6 +219,7 @@ class RunFolder:
         path = Path(path)
         if not (path / "config.json").exists():
             raise RunError(f"{path} holds no run: config.json is missing.")
+        _check_room(path)
         return cls(path, _lock(path))
 
     @property
@@ -254,6 +259,16 @@ class RunFolder:
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
+
+
+def _check_room(path: Path) -> None:
+    """Refuse to start what a nearly full disk would soon end."""
+    free = shutil.disk_usage(path).free
+    if free < ROOM_BYTES:
+        raise RunError(
+            f"Only {free / 1e6:.0f} MB are free where {path} is; a run needs {ROOM_BYTES / 1e6:.0f} MB to start. "
+            f"Free some space, or choose another --out."
+        )
 
 
 def _lock(path: Path) -> IO[str]:

@@ -274,6 +274,12 @@ class JointSpace(Space):
     def build(self, arch: Arch, seed: int = 0) -> nn.Module:
         return self.space.build(self.architecture(arch), seed)
 
+    def supernet(self) -> Supernet:
+        raise SpaceError(
+            f"{self.name} decides training hyperparameters too, which networks that share weights cannot differ in. "
+            f"Search {self.space.name} alone."
+        )
+
 
 class _ShapeCost:
     """The inner space's costs, asked about joint architectures."""

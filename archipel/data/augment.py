@@ -27,8 +27,11 @@ LEVELS = 256  # of a channel, where an operation is defined on bytes
 Operation = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W], strength [B] in [-1, 1] -> images
 
 
-def random_operation(x: Tensor) -> Tensor:
-    """Change each image of a batch ``[B, C, H, W]`` by an operation of its own; draws from torch's generator.
+def random_operation(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Change each image of a batch ``[B, C, H, W]`` by an operation of its own.
+
+    Args:
+        generator: of the draws; torch's own if None.
 
     Raises:
         ShapeError: not a batch of images.
@@ -40,8 +43,8 @@ def random_operation(x: Tensor) -> Tensor:
     if x.ndim != 4:
         raise ShapeError(f"Image operations need a batch [B, C, H, W], not {tuple(x.shape)}.")
     names = list(OPERATIONS)
-    which = torch.randint(0, len(names), (len(x),), device=x.device)
-    strength = 2 * torch.rand(len(x), device=x.device) - 1
+    which = torch.randint(0, len(names), (len(x),), generator=generator).to(x.device)
+    strength = (2 * torch.rand(len(x), generator=generator) - 1).to(x.device)
     low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-12)
     out = x.clone()

@@ -75,6 +75,7 @@ class SearchConfig:
         budget: of the strategy.
         limits: such as ``["macs=5e6"]``; no returned network breaks one.
         objectives: metric names, ``":min"`` behind those of which less is better.
+        joint: training hyperparameters that are searched together with the architecture, such as ``["lr"]``.
         recipe: how each network is trained; ``final_epochs`` for the chosen one.
         baseline: the share of the budget that random search gets for comparison; 0 for none.
         final_candidates: how many of the best are trained in full; the best of them on validation data is chosen.
@@ -97,6 +98,7 @@ class SearchConfig:
     budget: Budget = Budget(trials=32)
     limits: list[str] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
+    joint: list[str] = field(default_factory=list)
     recipe: Recipe = field(default_factory=Recipe)
     final_epochs: int | None = None
     baseline: float = 1.0
@@ -124,7 +126,7 @@ class SearchConfig:
         for name in ("data", "space", "strategy", "executor"):
             v = getattr(self, name)
             _expect(name, v, isinstance(v, str) and bool(v), "a non-empty string")
-        for name in ("limits", "objectives"):
+        for name in ("limits", "objectives", "joint"):
             v = getattr(self, name)
             _expect(name, v, isinstance(v, list) and all(isinstance(e, str) for e in v), "a list of strings")
         for name in ("data_options", "space_options", "strategy_options"):

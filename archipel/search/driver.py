@@ -30,6 +30,7 @@ from archipel.search.catalogue import make_strategy
 from archipel.search.config import Budget, SearchConfig
 from archipel.search.executors import Crew
 from archipel.search.finish import FinalNetworks, finish
+from archipel.search.joint import with_hyperparameters
 from archipel.search.loop import Arm, run_crew
 from archipel.search.strategy import Context, Objective, Problem, Strategy, Trial
 from archipel.search.training import Recipe, main_metric
@@ -75,6 +76,7 @@ def make_parts(
             raise UsageError(f"This run was started from Python with {text[7:]}; resume it from Python with the same.")
     dataset = load(config.data, seed=config.seed, **config.data_options) if data is None else data
     made = make_space(config.space, dataset, **config.space_options) if space is None else space
+    made = with_hyperparameters(made, config.joint)
     return Parts(dataset, made, strategy or make_strategy(config.strategy, config.strategy_options))
 
 
@@ -138,6 +140,7 @@ class Search:
             folder=folder,
             data_options=config.data_options if by_name else {},
             space_options=config.space_options if by_name else {},
+            joint=config.joint if by_name else [],
         )
         self.crew = Crew(executor or config.executor, config.workers, self.blueprint, config.trial_memory)
 

@@ -4,17 +4,17 @@ Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar. Hyperband: A Novel Bandit-Based 
 Optimization. 2016. https://arxiv.org/abs/1603.06560
 
     s_max = floor(log_eta(b_max / b_min)),   brackets s = s_max, …, 0, then again from s_max
-    rung i of bracket s: n_i = floor(n_0 eta^-i) configurations, each evaluated with budget b_max eta^(i-s)
+    stage i of bracket s: n_i = floor(n_0 eta^-i) configurations, each evaluated with budget b_max eta^(i-s)
     n_0 = ceil((s_max + 1) / (s + 1) · eta^s)      form "ceil": the paper
     n_0 = floor((s_max + 1) / (s + 1)) · eta^s     form "floor": the form that BOHB was published with
 
 s_max is found by a loop over exact fractions, since a floating-point logarithm loses a level at exact powers
-(log(243) / log(3) < 5). A rung waits for all its results before the best n_(i+1) are promoted; other brackets do not
+(log(243) / log(3) < 5). A stage waits for all its results before the best n_(i+1) are promoted; other brackets do not
 wait for it: whoever asks gets work from the oldest bracket that has some, else a new bracket is opened, so no worker
 idles. Shared by the strategies that differ in how a new configuration is drawn.
 
 Departures: budgets are whole epochs, rounded where b_max is no multiple of eta^s; a failed evaluation ranks last and
-is never promoted, since it would fail again, so its rung may pass on fewer (none: the bracket ends).
+is never promoted, since it would fail again, so its stage may pass on fewer (none: the bracket ends).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ DEFAULT_LEVELS = 4  # budgets in a ladder when b_min is not given: as many as in
 
 
 @dataclass(frozen=True)
-class Rung:
+class Stage:
     """``size`` configurations, each evaluated with ``budget`` epochs."""
 
     size: int
     budget: int
 
 
-Bracket = tuple[Rung, ...]
+Bracket = tuple[Stage, ...]
 
 
 def _check_ladder(b_min: int, b_max: int, eta: float, form: str) -> None:
@@ -94,13 +94,13 @@ def hyperband_brackets(b_min: int, b_max: int, eta: float = 3, form: str = "ceil
         else:
             n = math.floor((s_max + 1) // (s + 1) * factor**s)
         sizes = [max(1, math.floor(n / factor**i)) for i in range(s + 1)]
-        brackets.append(tuple(Rung(size, budget) for size, budget in zip(sizes, budgets[s_max - s :])))
+        brackets.append(tuple(Stage(size, budget) for size, budget in zip(sizes, budgets[s_max - s :])))
     return brackets
 
 
 def epochs(bracket: Bracket) -> int:
-    """Epochs of a bracket in which every rung trains from scratch."""
-    return sum(rung.size * rung.budget for rung in bracket)
+    """Epochs of a bracket in which every stage trains from scratch."""
+    return sum(stage.size * stage.budget for stage in bracket)
 
 
 def top(results: list[tuple[float, Trial]], n: int) -> list[Trial]:
@@ -110,7 +110,7 @@ def top(results: list[tuple[float, Trial]], n: int) -> list[Trial]:
 
 
 class Halving:
-    """One bracket in progress. ``queue`` holds what waits to start on the current rung: the trial that is promoted,
+    """One bracket in progress. ``queue`` holds what waits to start in the current stage: the trial that is promoted,
     or None for a configuration yet to be drawn."""
 
     def __init__(self, index: int, bracket: Bracket) -> None:
@@ -122,7 +122,7 @@ class Halving:
         self._results: list[tuple[float, Trial]] = []
 
     @property
-    def rung(self) -> Rung:
+    def stage(self) -> Stage:
         return self.bracket[self.level]
 
     @property
@@ -135,12 +135,12 @@ class Halving:
         self._running += 1
 
     def record(self, trial: Trial, score: float) -> None:
-        """One outcome; the last of a rung decides who is promoted."""
+        """One outcome; the last of a stage decides who is promoted."""
         self._running -= 1
         self._results.append((score, trial))
         if self.done and self.level + 1 < len(self.bracket):
             self.level += 1
-            self.queue.extend(top(self._results, self.rung.size))
+            self.queue.extend(top(self._results, self.stage.size))
             self._results = []
 
 
@@ -208,16 +208,16 @@ class BracketStrategy(Strategy):
         halving = self._next_halving()
         if halving is None:
             return None
-        info: dict[str, Any] = {"bracket": halving.index, "s": len(halving.bracket) - 1, "rung": halving.level}
+        info: dict[str, Any] = {"bracket": halving.index, "s": len(halving.bracket) - 1, "stage": halving.level}
         if self.from_scratch:
             info["from_scratch"] = True  # the trainer lays its schedule over this budget, not over the full one
         earlier = halving.queue[0]
         if earlier is None:
             arch, origin = self.propose()
-            trial = self.new_trial(arch, halving.rung.budget, None, info | origin)
+            trial = self.new_trial(arch, halving.stage.budget, None, info | origin)
         else:
             resume = None if self.from_scratch else earlier.id
-            trial = self.new_trial(earlier.arch, halving.rung.budget, resume, info | {"promoted_from": earlier.id})
+            trial = self.new_trial(earlier.arch, halving.stage.budget, resume, info | {"promoted_from": earlier.id})
         halving.start()
         self._running[trial.id] = halving
         return trial

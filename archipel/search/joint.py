@@ -13,13 +13,13 @@ what is part of the network (dropout, the death rate of ShakeDrop) is a decision
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from archipel.core.counting import Clause
 from archipel.core.decision import AnyDecision, Arch, Decision, Real
 from archipel.core.errors import SpaceError, UsageError, suggest
-from archipel.core.space import Space
+from archipel.core.space import JointSpace, Space
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -66,6 +66,16 @@ def training_hyperparameters(*names: str, **ranges: tuple[float, ...] | list[Any
     return [_with_range(HYPERPARAMETERS[name], ranges.get(name)) for name in names]
 
 
+def with_hyperparameters(space: Space, names: Sequence[str]) -> Space:
+    """The space, joined with training hyperparameters by name (a run's setting ``joint``); itself without names.
+
+    ``["default"]`` stands for :data:`DEFAULT`.
+    """
+    if not names:
+        return space
+    return JointSpace(space, training_hyperparameters(*(DEFAULT if list(names) == ["default"] else names)))
+
+
 def _with_range(default: AnyDecision, given: tuple[float, ...] | list[Any] | None) -> AnyDecision:
     if given is None:
         return default
@@ -86,7 +96,6 @@ def held(space: Space, **values: Any) -> Space:
     Raises:
         SpaceError: no such decision, or a value that it cannot take.
 
-    >>> from archipel.core.space import JointSpace
     >>> joint = JointSpace(Space([Decision("width", [8, 16])]), training_hyperparameters("lr"))
     >>> held(joint, lr=0.1).size, joint.hyper({"width": 8, "lr": 0.1})
     (2, {'lr': 0.1})

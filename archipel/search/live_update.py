@@ -134,9 +134,9 @@ class _Node:
 
 def _sliceable(module: nn.Module) -> list[nn.Parameter]:
     """A module's own parameters of which it may use a part."""
+    own = {n: p for n, p in module._parameters.items() if p is not None}
     if not isinstance(module, Undecided) or type(module).live is Undecided.live:
         return []
-    own = {n: p for n, p in module._parameters.items() if p is not None}
     if module.own_decisions() or getattr(module, "live_varies", False):
         return list(own.values())
     live = module.live(EVERYTHING)  # always the same: there is nothing to decide

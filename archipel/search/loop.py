@@ -273,7 +273,10 @@ class _Flights:
                 trial = self.futures.pop(future)
                 error = future.exception()
                 if error is None:
-                    out.append((trial, future.result()))
+                    outcome = future.result()
+                    if outcome.fatal:
+                        raise RunError(outcome.fatal)
+                    out.append((trial, outcome))
                 else:
                     lost.append((trial, error))
             if lost:

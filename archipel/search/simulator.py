@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from archipel.core.decision import Arch
 from archipel.core.errors import UsageError
 from archipel.core.space import Space
 from archipel.search.schedulers import ReportingStrategy
-from archipel.search.strategy import Objective, Problem, Strategy, Trial
+from archipel.search.simulation import NOTHING, Event, Simulation
+from archipel.search.strategy import Problem, Strategy, Trial
 
 Evaluate = Callable[[Arch, int], Mapping[str, float]]  # (architecture, epochs in total) -> metrics
 Seconds = float | Callable[[Arch, int], float]  # of one epoch, counted from 1
@@ -34,84 +32,6 @@ Seconds = float | Callable[[Arch, int], float]  # of one epoch, counted from 1
 
 class TrialFailure(Exception):
     """Raised by an ``evaluate`` function: the trial fails in this epoch, with this reason."""
-
-
-class Event(NamedTuple):
-    """Something that happened: ``kind`` is start, report, stop (by the strategy), finish or fail.
-
-    ``resource`` is the number of epochs that the weights have seen in total, ``metrics`` what was reported then.
-    """
-
-    time: float
-    kind: str
-    worker: int
-    trial: int
-    resource: int
-    metrics: Mapping[str, float]
-
-
-NOTHING: Mapping[str, float] = {}
-ENDS = ("stop", "finish", "fail")
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What happened.
-
-    Attributes:
-        trials: all that were started, in this order; those running when the time was up have no outcome.
-        events: in order of time.
-        workers: their number.
-        seconds: virtual time from the start to the last event, or to the horizon if there was one and work to fill it.
-    """
-
-    trials: list[Trial]
-    events: list[Event]
-    workers: int
-    seconds: float
-
-    def best_so_far(self, objective: Objective, times: Iterable[float], min_resource: int = 0) -> np.ndarray:
-        """Best reported score (higher is better) at each of ``times``; minus infinity before the first.
-
-        Args:
-            min_resource: ignore reports after fewer epochs than this.
-        """
-        at, score = [-math.inf], [-math.inf]
-        for e in self.events:
-            if e.metrics and e.resource >= min_resource:
-                at.append(e.time)
-                score.append(objective.score(e.metrics))
-        best = np.maximum.accumulate(score)
-        return best[np.searchsorted(at, np.asarray(list(times), dtype=float), side="right") - 1]
-
-    def busy_seconds(self) -> np.ndarray:
-        """Time that each worker spent on trials, ``[W]``."""
-        busy, since = np.zeros(self.workers), {}
-        for e in self.events:
-            if e.kind == "start":
-                since[e.worker] = e.time
-            elif e.kind in ENDS:
-                busy[e.worker] += e.time - since.pop(e.worker)
-        for worker, start in since.items():  # still at it when the time was up
-            busy[worker] += self.seconds - start
-        return busy
-
-    def idle_seconds(self) -> np.ndarray:
-        """Time that each worker had nothing to do, ``[W]``."""
-        return self.seconds - self.busy_seconds()
-
-    def epochs(self) -> dict[int, int]:
-        """Epochs trained by each chain of trials that resume one another, by the id of its first trial."""
-        first, last = {}, {}
-        for e in self.events:
-            first.setdefault(e.trial, e.resource)
-            last[e.trial] = e.resource
-        root: dict[int, int] = {}
-        total: dict[int, int] = defaultdict(int)
-        for trial in self.trials:
-            root[trial.id] = trial.id if trial.resume is None else root[trial.resume]
-            total[root[trial.id]] += last[trial.id] - first[trial.id]
-        return dict(total)
 
 
 class CurveTable:
@@ -259,6 +179,7 @@ def simulate(
 
     >>> from archipel.core.decision import Real
     >>> from archipel.search.blackbox.random_search import RandomSearch
+    >>> from archipel.search.strategy import Objective
     >>> problem = Problem(Space([Real("x", 0.0, 1.0)]), [Objective("loss", "min")])
     >>> result = simulate(RandomSearch(), problem, lambda arch, r: {"loss": arch["x"]}, 2.0, workers=3, horizon=7)
     >>> len(result.trials), result.idle_seconds()

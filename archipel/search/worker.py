@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from archipel.core.decision import Arch
+from archipel.core.errors import RunError
 from archipel.core.space import Space
 from archipel.core.storage import Checkpoints
 from archipel.data.dataset import Dataset
+from archipel.search.joint import with_hyperparameters
 from archipel.search.training import Diverged, Recipe, TrialTimeout, evaluate, train
 
 
@@ -34,7 +36,7 @@ class Blueprint:
         key: identifies the run in a worker's cache.
         data, space: the objects, or what to load them from.
         folder: of checkpoints, reachable from the worker; None keeps them in memory (inline only).
-        train_on: ``"train"``; the final training may add nothing else, since validation data judge it.
+        joint: hyperparameters that a space made here is joined with; a given object has them already.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Blueprint:
     folder: str | None
     data_options: dict[str, Any] = field(default_factory=dict)
     space_options: dict[str, Any] = field(default_factory=dict)
+    joint: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,16 @@ class Job:
 
 @dataclass
 class Outcome:
-    """Metrics, or the reason why there are none; seconds spent; whether the weights were kept."""
+    """Metrics, or the reason why there are none; seconds spent; whether the weights were kept.
+
+    ``fatal`` is a reason that is none of the trial's (a full disk): the run stops and can be resumed.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     seconds: float = 0.0
     saved: bool = False
+    fatal: str | None = None
     trace: str = ""
 
 
@@ -95,7 +102,9 @@ class Workshop:
             dataset = load(dataset, seed=blueprint.seed, **blueprint.data_options)
         self.dataset = dataset.without_test()
         space = blueprint.space
-        self.space = make_space(space, self.dataset, **blueprint.space_options) if isinstance(space, str) else space
+        if isinstance(space, str):
+            space = with_hyperparameters(make_space(space, self.dataset, **blueprint.space_options), blueprint.joint)
+        self.space = space
         self.recipe = blueprint.recipe
         self.seed = blueprint.seed
         self.checkpoints = Checkpoints(Path(blueprint.folder) if blueprint.folder else None)
@@ -113,6 +122,8 @@ class Workshop:
             outcome.failure = f"NaN: {error}"
         except MemoryError as error:
             outcome.failure = f"out of memory: {error}"
+        except RunError as error:
+            outcome.fatal = str(error)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             lowered = text.lower()

@@ -165,15 +165,14 @@ def user_space(spec: str, dataset: Dataset, options: dict[str, Any]) -> Space:
     if not callable(made):
         raise UsageError(f"{spec} is a {type(made).__name__}; it should be a class, a function or a Space.")
     factory = functools.partial(made, **_accepted(made, spec, dataset, options))
-    if inspect.isclass(made) and issubclass(made, nn.Module):
-        space: Any = None
-    else:
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):  # else it cannot be but a module
         with torch.device("meta"):
-            space = _call(factory, spec)
-    if isinstance(space, Space):
-        return _call(factory, spec)  # once more with real tensors: a space may hold an example
-    if space is not None and not isinstance(space, nn.Module):
-        raise UsageError(f"{spec} gave a {type(space).__name__}; it should give an nn.Module with choices or a Space.")
+            given = _call(factory, spec)
+        if isinstance(given, Space):
+            return _call(factory, spec)  # once more with real tensors: a space may hold an example
+        if not isinstance(given, nn.Module):
+            kind = type(given).__name__
+            raise UsageError(f"{spec} gave a {kind}; it should give an nn.Module with choices, or a Space.")
     result = _call(lambda: ModuleSpace(factory, dataset.example(), name=name), spec)
     _check_outputs(result, spec, dataset)
     return result

@@ -22,6 +22,11 @@ def _param(t: Tensor) -> nn.Parameter:
     return nn.Parameter(t.detach().clone())
 
 
+def _first(t: Tensor, n: int, axis: int = 0) -> Tensor:
+    """The first ``n`` along an axis; the tensor itself if that is all, since even an idle slice costs autograd time."""
+    return t if t.shape[axis] == n else t.narrow(axis, 0, n)
+
+
 def _unique(sizes: list[Size]) -> list[Decision]:
     return list(dict.fromkeys(d for s in sizes for d in decisions_in(s)))
 
@@ -53,8 +58,8 @@ class ElasticLinear(Undecided, nn.Linear):
 
     def _now(self, decider: Decider) -> tuple[Tensor, Tensor | None]:
         i, o = size_at(self.sizes[0], decider), size_at(self.sizes[1], decider)
-        weight = self.weight if (o, i) == self.weight.shape else self.weight[:o, :i]
-        return weight, None if self.bias is None else self.bias[:o]
+        weight = _first(_first(self.weight, o), i, axis=1)
+        return weight, None if self.bias is None else _first(self.bias, o)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, *self._now(self.seat.decider))
@@ -115,11 +120,14 @@ class _ElasticConv(Undecided):
     def _now(self, decider: Decider) -> tuple[Tensor, Tensor | None, int, int]:
         """Weight, bias, padding and groups in use."""
         i, o, k = (size_at(s, decider) for s in self.sizes)
-        full = self.weight.shape
-        weight = self.weight
-        if (o, k) != (full[0], full[-1]) or (not self.depthwise and i != full[1]):
-            weight = weight[self._slices(decider)]
-        bias = None if self.bias is None else self.bias[:o]
+        weight = _first(self.weight, o)
+        if not self.depthwise:
+            weight = _first(weight, i, axis=1)
+        margin = (weight.shape[-1] - k) // 2
+        if margin:
+            for axis in range(2, 2 + self.dims):
+                weight = weight.narrow(axis, margin, k)
+        bias = None if self.bias is None else _first(self.bias, o)
         return weight, bias, self.dilation[0] * (k // 2), o if self.depthwise else 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +226,7 @@ class _ElasticBatchNorm(Undecided):
     def _now(self, decider: Decider) -> tuple[Tensor | None, ...]:
         n = size_at(self.size, decider)
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        return tuple(None if t is None else t[:n] for t in tensors)
+        return tuple(None if t is None else _first(t, n) for t in tensors)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)  # type: ignore[attr-defined]
@@ -280,7 +288,7 @@ class ElasticLayerNorm(Undecided, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         n = size_at(self.size, self.seat.decider)
-        return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
+        return F.layer_norm(x, (n,), _first(self.weight, n), _first(self.bias, n), self.eps)
 
     def extract(self, decider: Decider, inner: Extract) -> nn.Module:
         n = size_at(self.size, decider)

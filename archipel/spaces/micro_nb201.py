@@ -5,9 +5,9 @@ https://arxiv.org/abs/2001.00326
 
     3x3 convolution to C -> 2 cells -> batch norm, ReLU -> mean -> linear
 
-A cell has states 0 (input) to 3 (output); state j is the sum of one operation on each edge i -> j. Both cells share the
-six decisions ``e01`` to ``e23``, or each has its own (``tie="cell"``). Differs from the published network in that
-nothing is reduced, and that batch norms have no affine parameters while searching.
+The cell is that of :mod:`archipel.spaces.nb201`. Both cells share the six decisions ``e01`` to ``e23``, or each has its
+own (``tie="cell"``). Differs from the published network in that nothing is reduced, and that the supernet's cells never
+have affine batch norms.
 """
 
 from __future__ import annotations
@@ -19,43 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from archipel.core.errors import SpaceError, suggest
-from archipel.spaces.operations import (
-    AllInputs,
-    CellSpace,
-    EdgeFactory,
-    OpFactory,
-    Zero,
-    choice_edge,
-    relu_conv_bn,
-)
-
-
-def nb201_operations(affine: bool) -> dict[str, OpFactory]:
-    """The five operations of the cell, for stride 1."""
-    return {
-        "none": lambda c, s: Zero(s),
-        "skip": lambda c, s: nn.Identity(),
-        "conv1x1": lambda c, s: relu_conv_bn(c, c, 1, affine=affine),
-        "conv3x3": lambda c, s: relu_conv_bn(c, c, 3, affine=affine),
-        "avgpool3x3": lambda c, s: nn.AvgPool2d(3, s, 1, count_include_pad=False),
-    }
-
-
-class MicroCell(nn.Module):
-    """One cell; ``[B, C, H, W]`` to the same. Operations have stride 1."""
-
-    def __init__(self, prefix: str, C: int, affine: bool, edge: EdgeFactory) -> None:
-        super().__init__()
-        ops = nb201_operations(affine)
-        self.sums = nn.ModuleList(
-            [AllInputs(f"{prefix}n{j}", [edge(f"{prefix}e{i}{j}", ops, C, 1) for i in range(j)]) for j in (1, 2, 3)]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        states = [x]
-        for node in self.sums:
-            states.append(node(states))
-        return states[-1]
+from archipel.spaces.nb201 import Cell, conv_bn
+from archipel.spaces.operations import CellSpace, EdgeFactory, choice_edge
 
 
 class MicroNetwork(nn.Module):
@@ -65,9 +30,9 @@ class MicroNetwork(nn.Module):
         self, channels: int, classes: int, C: int, cells: int, tie: str, affine: bool, edge: EdgeFactory
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+        self.stem = conv_bn(channels, C)
         prefixes = ["" if tie == "kind" else f"cell{k}." for k in range(cells)]
-        self.cells = nn.Sequential(*[MicroCell(p, C, affine, edge) for p in prefixes])
+        self.cells = nn.Sequential(*[Cell(C, edge, affine, p) for p in prefixes])
         self.norm = nn.BatchNorm2d(C)
         self.classifier = nn.Linear(C, classes)
 

@@ -69,7 +69,7 @@ class ModuleSpace(Space):
     def cost(self) -> CostModel:
         """Exact parameters and MACs, memory and latency of this space's networks."""
         if self._cost is None:
-            self._cost = CostModel(self.build_meta, self.example, key=self.canonical)
+            self._cost = CostModel(self.build_meta, self.example, key=lambda arch: frozenset(arch.items()))
         return self._cost
 
     def build_meta(self, arch: Arch) -> nn.Module:

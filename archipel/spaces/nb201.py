@@ -24,21 +24,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from archipel.core.choice import Choice
 from archipel.core.decision import Arch
 from archipel.core.errors import ShapeError, SpaceError
+from archipel.core.supernet import Supernet
 from archipel.cost.model import CostModel
 from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.nb201_codec import EDGE_NAMES, EDGES, OPS, NB201Codes, genome_of
+from archipel.spaces.operations import (
+    AllInputs,
+    CellSpace,
+    EdgeFactory,
+    OpFactory,
+    Zero,
+    choice_edge,
+    relu_conv_bn,
+)
 
 Stem = Callable[[int, int], nn.Module]
-
-
-class Zero(nn.Module):
-    """The operation ``none``: zeros of the same shape."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -47,35 +49,44 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-def relu_conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.ReLU(), *conv_bn(in_channels, out_channels, kernel, stride))
-
-
-def edge_operations(C: int) -> dict[str, nn.Module]:
-    """The five operations of an edge, ``[B, C, H, W]`` to the same."""
+def edge_operations(affine: bool = True) -> dict[str, OpFactory]:
+    """The five operations of an edge, ``[B, C, H, W]`` to the same (an edge has stride 1)."""
     return {
-        "none": Zero(),
-        "skip": nn.Identity(),
-        "conv1x1": relu_conv_bn(C, C, 1),
-        "conv3x3": relu_conv_bn(C, C, 3),
-        "avgpool3x3": nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+        "none": lambda C, s: Zero(s),
+        "skip": lambda C, s: nn.Identity(),
+        "conv1x1": lambda C, s: relu_conv_bn(C, C, 1, affine=affine),
+        "conv3x3": lambda C, s: relu_conv_bn(C, C, 3, affine=affine),
+        "avgpool3x3": lambda C, s: nn.AvgPool2d(3, s, padding=1, count_include_pad=False),
     }
 
 
 class Cell(nn.Module):
-    """Four nodes; an undecided operation on each of the six edges."""
+    """Four nodes; an undecided operation on each of the six edges; ``[B, C, H, W]`` to the same.
 
-    def __init__(self, C: int) -> None:
+    Args:
+        C: channels.
+        edge: makes the edges.
+        affine: whether batch norms scale and shift.
+        prefix: of the decisions' names.
+    """
+
+    def __init__(self, C: int, edge: EdgeFactory = choice_edge, affine: bool = True, prefix: str = "") -> None:
         super().__init__()
-        self.edges = nn.ModuleList(Choice(name, edge_operations(C)) for name in EDGE_NAMES)
+        ops = edge_operations(affine)
+        self.sums = nn.ModuleList(
+            AllInputs(f"{prefix}n{j}", [edge(f"{prefix}e{i}{j}", ops, C, 1) for i in range(j)]) for j in (1, 2, 3)
+        )
+
+    @property
+    def edges(self) -> list[nn.Module]:
+        """What stands on the edges, in the order of :data:`~archipel.spaces.nb201_codec.EDGES`."""
+        return [edge for node in self.sums for edge in node.edges]
 
     def forward(self, x: Tensor) -> Tensor:
-        nodes: list[Tensor | None] = [x, None, None, None]
-        for (i, j), edge in zip(EDGES, self.edges):  # sorted by target: node i is complete before it is read
-            y = edge(nodes[i])
-            nodes[j] = y if nodes[j] is None else nodes[j] + y
-        assert nodes[3] is not None
-        return nodes[3]
+        nodes = [x]
+        for node in self.sums:
+            nodes.append(node(nodes))
+        return nodes[-1]
 
 
 class Reduction(nn.Module):
@@ -104,22 +115,31 @@ class NB201Net(nn.Sequential):
         N: cells in each stage.
         stages: separated by reductions.
         stem: ``stem(in_channels, C)`` makes the first module.
+        edge, affine: see :class:`Cell`.
     """
 
     def __init__(
-        self, in_channels: int, classes: int, C: int = 16, N: int = 5, stages: int = 3, stem: Stem = conv_bn
+        self,
+        in_channels: int,
+        classes: int,
+        C: int = 16,
+        N: int = 5,
+        stages: int = 3,
+        stem: Stem = conv_bn,
+        edge: EdgeFactory = choice_edge,
+        affine: bool = True,
     ) -> None:
         layers: list[nn.Module] = [stem(in_channels, C)]
         for stage in range(stages):
             if stage:
                 layers.append(Reduction(C * 2 ** (stage - 1), C * 2**stage))
-            layers.extend(Cell(C * 2**stage) for _ in range(N))
+            layers.extend(Cell(C * 2**stage, edge, affine) for _ in range(N))
         width = C * 2 ** (stages - 1)
         head = (nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
         super().__init__(*layers, *head)
 
 
-class NB201(NB201Codes, ModuleSpace):
+class NB201(NB201Codes, CellSpace):
     """The 15,625 NAS-Bench-201 cells as networks.
 
     Args:
@@ -153,8 +173,21 @@ class NB201(NB201Codes, ModuleSpace):
         for name, value in {"classes": classes, "C": C, "N": N, "stages": stages}.items():
             if not isinstance(value, int) or value < 1:
                 raise SpaceError(f"NAS-Bench-201 networks need {name} to be a positive integer, not {value!r}.")
-        factory = partial(NB201Net, images.shape[1], classes, C=C, N=N, stages=stages, stem=stem)
-        ModuleSpace.__init__(self, factory, images, name="nb201")
+        self._network = partial(NB201Net, images.shape[1], classes, C=C, N=N, stages=stages, stem=stem)
+        ModuleSpace.__init__(self, self._network, images, name="nb201")
+
+    def cells(self, edge: EdgeFactory) -> nn.Module:
+        return self._network(edge=edge, affine=False)
+
+    def supernet(self, seed: int = 0, edge: EdgeFactory | None = None) -> Supernet:
+        """All cells at once.
+
+        Args:
+            seed: of the weights.
+            edge: makes the edges; then the cells' batch norms are not affine, as they could rescale an operation
+                against its weight in a mixture. Without it, what is extracted is what :meth:`build` makes.
+        """
+        return ModuleSpace.supernet(self, seed) if edge is None else CellSpace.supernet(self, seed, edge)
 
     @property
     def cost(self) -> CostModel:
@@ -171,9 +204,9 @@ class CellCost(CostModel):
     """
 
     def __init__(self, space: NB201) -> None:
-        skeleton: partial[NB201Net] = space.factory  # type: ignore[assignment]
+        skeleton = space._network
         self.N: int = skeleton.keywords["N"]
-        one = ModuleSpace(partial(skeleton.func, *skeleton.args, **{**skeleton.keywords, "N": 1}), space.example)
+        one = ModuleSpace(partial(skeleton, N=1), space.example)
         super().__init__(one.build_meta, space.example, key=genome_of)
         self._tables: dict[str, tuple[int, dict[str, int]]] = {}
 

@@ -110,3 +110,14 @@ def test_a_log_line_cut_short_is_left_out(tmp_path):
         with (tmp_path / "run" / "log.jsonl").open("a") as f:
             f.write('{"time": 1, "eve')
         assert [e["event"] for e in run.read_log()] == ["created", "hello"]
+
+
+def test_a_nearly_full_disk_is_refused_before_any_work(tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(RunError, match="Only 1 MB are free"):
+        RunFolder.create(tmp_path / "run", {})
+    assert not (tmp_path / "run" / "config.json").exists()

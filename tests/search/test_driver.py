@@ -285,3 +285,35 @@ def test_budgets_parse_and_refuse():
         with pytest.raises(UsageError):
             Budget.parse(bad)
     assert driver.default_folder(SearchConfig(data="a/b c.csv")).name.endswith("-b-c-csv")
+
+
+def test_hyperparameters_are_searched_together_with_the_architecture(tmp_path):
+    run = go(tmp_path / "run", strategy="bohb", budget="30epochs", joint=["lr", "batch_size"], limit=["params=80"])
+    assert {"lr", "batch_size", "w"} <= set(run.arch)
+    assert run.report["chosen"]["costs"]["params"] <= 80
+    rates = {t["arch"]["lr"] for t in run.report["trials"]}
+    assert len(rates) > 3
+    with pytest.raises(UsageError, match="No training hyperparameter"):
+        go(tmp_path / "other", joint=["learning"])
+
+
+def test_a_full_disk_stops_the_run_without_blaming_the_trial_and_it_can_be_resumed(tmp_path, monkeypatch):
+    from archipel.core.storage import Checkpoints
+
+    objects = {"space": space(), "data": data(), "strategy": RandomSearch()}
+    whole = go(tmp_path / "whole", **objects).report
+    saves, save = 0, Checkpoints.save
+
+    def full(self, name, state):
+        nonlocal saves
+        saves += 1
+        if saves == 3:
+            raise RunError("The disk is full")
+        save(self, name, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(RunError, match="disk is full"):
+        go(tmp_path / "run", **{**objects, "strategy": RandomSearch()})
+    report = resume(tmp_path / "run", **{**objects, "strategy": RandomSearch()}).report
+    assert report["failures"] == []
+    assert report["chosen"] == whole["chosen"]

@@ -1,3 +1,4 @@
+import itertools
 import math
 import warnings
 
@@ -102,7 +103,7 @@ def test_golden_probabilities_to_surpass_random_search():
 def test_p_is_a_probability_monotone_in_the_rank_and_one_at_the_best():
     p = [p_surpass_random(r, 5000) for r in range(1, 5001)]
     assert all(0 <= v <= 1 for v in p)
-    assert all(a < b for a, b in zip(p[1000:], p[1001:]))
+    assert all(a < b for a, b in itertools.pairwise(p))
     assert p[-1] == 1.0
 
 

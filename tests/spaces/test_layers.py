@@ -88,8 +88,12 @@ def test_a_depthwise_convolution_keeps_its_channels():
 @pytest.mark.parametrize("n", O.options)
 @pytest.mark.parametrize(
     ("kind", "plain", "shape"),
-    [(ElasticBatchNorm1d, nn.BatchNorm1d, ()), (ElasticBatchNorm1d, nn.BatchNorm1d, (5,)), (ElasticBatchNorm2d, nn.BatchNorm2d, (4, 3))],
-)  # fmt: skip
+    [
+        (ElasticBatchNorm1d, nn.BatchNorm1d, ()),
+        (ElasticBatchNorm1d, nn.BatchNorm1d, (5,)),
+        (ElasticBatchNorm2d, nn.BatchNorm2d, (4, 3)),
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_uses_and_moves_the_first_statistics(n, kind, plain, shape, training):
     layer = decided(kind(O), o=n).train(training)

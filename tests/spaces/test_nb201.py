@@ -14,8 +14,9 @@ from torch import nn
 from archipel.core.errors import ShapeError, SpaceError
 from archipel.cost.model import count_macs, count_params
 from archipel.spaces.module_space import ModuleSpace
-from archipel.spaces.nb201 import NB201, Cell, NB201Net, Reduction, Zero, conv_bn, edge_operations
+from archipel.spaces.nb201 import NB201, Cell, NB201Net, Reduction, conv_bn, edge_operations
 from archipel.spaces.nb201_codec import EDGE_NAMES, EDGES, OPS, NB201Codes, arch_of, canonical_form, genome_of
+from archipel.spaces.operations import Zero, choice_edge
 
 torch.set_num_threads(1)
 FULL = NB201()
@@ -112,7 +113,7 @@ def _seconds(f):
 
 
 def test_pooling_does_not_count_padding_and_zero_gives_zeros_of_the_same_shape():
-    ops = edge_operations(3)
+    ops = {label: make(3, 1) for label, make in edge_operations().items()}
     assert tuple(ops) == OPS
     ones = torch.ones(2, 3, 4, 4)
     torch.testing.assert_close(ops["avgpool3x3"](ones), ones)
@@ -122,7 +123,7 @@ def test_pooling_does_not_count_padding_and_zero_gives_zeros_of_the_same_shape()
 
 def test_convolutions_are_relu_then_conv_then_batch_norm():
     for op, kernel in (("conv1x1", 1), ("conv3x3", 3)):
-        relu, conv, norm = edge_operations(3)[op]
+        relu, conv, norm = edge_operations()[op](3, 1)
         assert isinstance(relu, nn.ReLU)
         assert not relu.inplace  # the node is read by other edges too
         assert conv.kernel_size == (kernel, kernel)
@@ -185,6 +186,22 @@ def test_the_same_seed_builds_the_same_network():
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(a(x), b(x))
     assert not torch.equal(a(x), c(x))
+
+
+def test_with_edges_of_its_own_a_supernet_has_them_and_no_affine_norms_in_its_cells():
+    made = []
+
+    def edge(name, ops, C, stride, blend_only=()):
+        made.append((name, C, stride))
+        return choice_edge(name, ops, C, stride, blend_only)
+
+    net = SMALL.supernet(seed=3, edge=edge).net
+    assert made == [(name, C, 1) for C in (4, 4, 8, 8) for name in EDGE_NAMES]
+    norms = {cell: [m for m in cell.modules() if isinstance(m, nn.BatchNorm2d)] for cell in net if type(cell) is Cell}
+    assert all(len(found) == 12 and not any(m.affine for m in found) for found in norms.values())
+    arch = uniform("conv3x3")
+    affine = 4 * 6 * 2 * (4 + 8) // 2  # two stages of two cells, six convolutions each, scale and shift
+    assert SMALL.cost.params(arch) - count_params(SMALL.supernet(edge=edge).extract(arch)) == affine
 
 
 # --- canonical forms -----------------------------------------------------------------------------------------------

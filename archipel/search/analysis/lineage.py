@@ -29,7 +29,7 @@ import numpy as np
 
 from archipel.core.decision import Arch
 from archipel.core.errors import UsageError
-from archipel.search.simulator import Simulation
+from archipel.search.simulation import Simulation
 from archipel.search.strategy import Problem, Trial
 
 

@@ -36,7 +36,7 @@ from archipel.search.differentiable.state import SearchState
 from archipel.search.strategy import Context, Problem, Strategy, Trial
 from archipel.search.training import shuffled
 from archipel.spaces.module_space import ModuleSpace
-from archipel.spaces.operations import CellSpace
+from archipel.spaces.operations import CellSpace, choice_edge
 
 CHECKPOINT = "differentiable"
 
@@ -197,14 +197,14 @@ def make_supernet(space: Space, mix: Mix, seed: int) -> Supernet:
     Raises:
         SpaceError: the space has no supernet, or its edges cannot be replaced.
     """
-    if mix.edge is None:
-        return space.supernet(seed=seed) if isinstance(space, ModuleSpace) else space.supernet()
-    if not isinstance(space, CellSpace):
+    if isinstance(space, CellSpace):
+        return space.supernet(seed=seed, edge=mix.edge or choice_edge)
+    if mix.edge is not None:
         raise SpaceError(
             f"{type(mix).__name__} makes the edges of a cell in its own way, but {space.name} has no edges that can be "
             f"replaced. Use a cell space (such as DartsSpace), or a mix that keeps the space's own modules, as Softmax."
         )
-    return space.supernet(seed=seed, edge=mix.edge)
+    return space.supernet(seed=seed) if isinstance(space, ModuleSpace) else space.supernet()
 
 
 def run_epoch(

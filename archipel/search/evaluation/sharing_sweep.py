@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,16 @@ from archipel.search.evaluation.compare import shown, text_table
 from archipel.search.evaluation.notebook import Notebook
 from archipel.search.evaluation.policies import SearchTask
 from archipel.search.evaluation.weight_sharing import Make, rank_disorder, score_all
+from archipel.spaces.module_space import ModuleSpace
 
 
 class Agreeing(Space):
     """The part of a space whose architectures agree in some decisions; its supernet is shared by these only.
+
+    Args:
+        space: the whole.
+        fixed: decisions in which they agree, and their values.
+        seed: of the supernet's initial weights, where the space takes one.
 
     Strategies that draw paths from the space then train no others; a strategy that blends all options of a choice is
     not held back by this.
@@ -42,9 +49,9 @@ class Agreeing(Space):
     3
     """
 
-    def __init__(self, space: Space, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, space: Space, fixed: Mapping[str, Any], seed: int = 0) -> None:
         check_always_open(space, fixed)
-        self.inner, self.fixed = space, dict(fixed)
+        self.inner, self.fixed, self.seed = space, dict(fixed), seed
         decisions, conditions = [], {}
         for d in space.decisions:
             clauses = self._reachable(space.conditions.get(d.name))
@@ -73,7 +80,8 @@ class Agreeing(Space):
         return self.inner.cost
 
     def supernet(self) -> Supernet:
-        return Supernet(self.inner.supernet().net, self)
+        inner = self.inner.supernet(self.seed) if isinstance(self.inner, ModuleSpace) else self.inner.supernet()
+        return Supernet(inner.net, self)
 
 
 def check_always_open(space: Space, names: Iterable[str]) -> None:
@@ -121,12 +129,12 @@ def sharing_sweep(
             groups.setdefault(tuple(arch[name] for name in apart), []).append(i)
         calls, places, sizes = [], [], []
         for values, members in groups.items():
-            space = Agreeing(task.space, dict(zip(apart, values)))
-            sizes += [space.size]
-            own = SearchTask(space, task.dataset, task.recipe, task.table)
             for s in range(seeds):
+                space = Agreeing(task.space, dict(zip(apart, values)), s)
+                own = replace(task, space=space)
                 calls.append((make, own, tuple(archs[i] for i in members), s, epochs))
                 places.append((s, members))
+                sizes.append(space.size)
         scores = np.empty((seeds, len(archs)))
         for (s, members), found in zip(places, score_all(calls, executor, notebook)):
             scores[s, members] = found

@@ -1,4 +1,4 @@
-"""What a study of supernet factors found: one row for each supernet, and the table, correlations and choice from them."""
+"""What a study of supernet factors found: a row for each supernet; table, correlations and choice from them."""
 
 from __future__ import annotations
 

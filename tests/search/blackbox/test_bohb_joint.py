@@ -324,7 +324,9 @@ def test_budgets_are_trained_from_scratch_unless_told_otherwise():
     assert all(t.resume is None and t.info["from_scratch"] is True for t in anew)  # the schedule ends with each budget
     resumed = run(search(from_scratch=False), 60)
     assert not any("from_scratch" in t.info for t in resumed)
-    assert [t.resume for t in resumed if t.info["rung"]] == [t.info["promoted_from"] for t in resumed if t.info["rung"]]
+    assert [t.resume for t in resumed if t.info["stage"]] == [
+        t.info["promoted_from"] for t in resumed if t.info["stage"]
+    ]
 
 
 def test_parallel_workers_never_idle_and_failures_of_some_do_not_stop_others():

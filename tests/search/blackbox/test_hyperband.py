@@ -36,7 +36,7 @@ def ask(strategy) -> Trial:
 
 def place(trial: Trial) -> tuple[int, int]:
     assert trial.info is not None
-    return trial.info["bracket"], trial.info["rung"]
+    return trial.info["bracket"], trial.info["stage"]
 
 
 def run(strategy, score=lambda t: t.arch["x"], trials: int | None = None):
@@ -148,16 +148,16 @@ def test_default_ladder_has_four_budgets_where_they_fit(b_max, budgets):
 
 
 @pytest.mark.parametrize("form", ["ceil", "floor"])
-def test_exactly_the_best_of_each_rung_are_promoted(form):
+def test_exactly_the_best_of_each_stage_are_promoted(form):
     strategy = search(form=form, rounds=2)
     trials = run(strategy)
     assert strategy.finished
     assert strategy.ask() is None
     for index in range(8):
         bracket = strategy.brackets[index % 4]
-        for level, rung in enumerate(bracket):
+        for level, stage in enumerate(bracket):
             here = [t for t in trials if place(t) == (index, level)]
-            assert [t.resource for t in here] == [rung.budget] * rung.size
+            assert [t.resource for t in here] == [stage.budget] * stage.size
             if level:
                 below = [t for t in trials if place(t) == (index, level - 1)]
                 best = sorted(below, key=lambda t: -t.metrics["accuracy"])[: len(below) // 3]
@@ -167,7 +167,7 @@ def test_exactly_the_best_of_each_rung_are_promoted(form):
 
 def test_promoted_trials_resume_unless_from_scratch():
     for from_scratch in (False, True):
-        promoted = [t for t in run(search(rounds=1, from_scratch=from_scratch)) if t.info["rung"]]
+        promoted = [t for t in run(search(rounds=1, from_scratch=from_scratch)) if t.info["stage"]]
         assert [t.resume for t in promoted] == [None if from_scratch else t.info["promoted_from"] for t in promoted]
 
 
@@ -177,8 +177,8 @@ def test_ties_go_to_the_earlier_trial():
 
 
 def test_failures_rank_last_and_are_never_promoted():
-    trials = run(search(rounds=1), score=lambda t: None if t.info["rung"] == 0 and t.id % 5 else t.id / 100)
-    survivors = [t for t in trials if t.info["bracket"] == 0 and t.info["rung"] == 1]
+    trials = run(search(rounds=1), score=lambda t: None if t.info["stage"] == 0 and t.id % 5 else t.id / 100)
+    survivors = [t for t in trials if t.info["bracket"] == 0 and t.info["stage"] == 1]
     assert [t.info["promoted_from"] for t in survivors] == [
         25,
         20,
@@ -191,7 +191,7 @@ def test_failures_rank_last_and_are_never_promoted():
 
 def test_nan_counts_as_failure():
     trials = run(search(rounds=1), score=lambda t: math.nan if t.id < 20 else 0.1)
-    assert {t.info["promoted_from"] for t in trials if t.info["bracket"] == 0 and t.info["rung"] == 1} == set(
+    assert {t.info["promoted_from"] for t in trials if t.info["bracket"] == 0 and t.info["stage"] == 1} == set(
         range(20, 27)
     )
 
@@ -215,16 +215,16 @@ def test_telling_a_trial_twice_is_an_error():
 
 
 @pytest.mark.parametrize("workers", [2, 5, 40])
-def test_no_worker_idles_and_no_rung_promotes_before_all_its_results(workers):
+def test_no_worker_idles_and_no_stage_promotes_before_all_its_results(workers):
     strategy, rng = search(), Random(workers)
     running, told, promotions = [], [], 0
     for _ in range(600):
         while len(running) < workers:
             trial = ask(strategy)  # an endless search always has work
-            bracket, rung = place(trial)
-            if rung:
-                below = [t for t in told if place(t) == (bracket, rung - 1)]
-                assert len(below) == strategy.brackets[bracket % 4][rung - 1].size
+            bracket, stage = place(trial)
+            if stage:
+                below = [t for t in told if place(t) == (bracket, stage - 1)]
+                assert len(below) == strategy.brackets[bracket % 4][stage - 1].size
                 promotions += 1
             running.append(trial)
         trial = running.pop(rng.randrange(workers))  # whoever happens to end first

@@ -670,6 +670,13 @@ def test_a_real_supernet_kept_apart_trains_only_networks_that_agree():
     assert all(0 <= s <= 1 for s in scores)
 
 
+def test_supernets_kept_apart_start_from_the_weights_of_their_seed():
+    by_seed = [Agreeing(NETS, {"op0": "linear"}, seed).supernet().net[2].weight for seed in (0, 1)]
+    assert torch.equal(by_seed[0], NETS.supernet(0).net[2].weight)
+    assert torch.equal(by_seed[1], NETS.supernet(1).net[2].weight)
+    assert not torch.equal(*by_seed)
+
+
 def test_one_shot_and_random_policies_go_through_the_same_evaluation():
     judge = StandAlone.on(dataset(), NETS, RECIPE)
     report = evaluate_search_phase([strategy_policy("spos", QUICK_SPOS)], SearchTask(NETS, dataset(), RECIPE), judge, 2)

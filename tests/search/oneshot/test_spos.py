@@ -247,7 +247,7 @@ def test_training_that_was_killed_after_an_epoch_ends_in_the_same_weights(
 def test_a_checkpoint_of_other_settings_is_not_continued(digits, width_space, tmp_path):
     store = Checkpoints(tmp_path)
     train_supernet(width_space.supernet(), digits.train, "classification", Factors(epochs=1), checkpoints=store)
-    with pytest.raises(RunError, match="made with .*Use the settings of the interrupted run"):
+    with pytest.raises(RunError, match=r"made with .*Use the settings of the interrupted run"):
         train_supernet(width_space.supernet(), digits.train, "classification", Factors(epochs=2), checkpoints=store)
 
 
@@ -393,7 +393,7 @@ def test_evaluation_that_cannot_be_is_refused(digits, width_space):
         recalibrate(supernet, none.x)
     with pytest.raises(UsageError, match="empty validation split"):
         SharedEvaluator(supernet, none, "classification", "batch")
-    with pytest.raises(UsageError, match="no tracked statistics .* evaluate with batch_norm='recalibrated'"):
+    with pytest.raises(UsageError, match=r"no tracked statistics .* evaluate with batch_norm='recalibrated'"):
         SharedEvaluator(supernet, digits.val, "classification", "tracked")({"w": 2, "v": 2})
 
 

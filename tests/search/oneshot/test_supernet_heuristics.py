@@ -27,13 +27,14 @@ from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.sharing import Sharing, cell_space, elastic_mlp_space
 
 QUICK = Factors(epochs=2)
+DEFAULT = Sharing()
 
 
-def perceptrons(sharing=Sharing()):
+def perceptrons(sharing=DEFAULT):
     return elastic_mlp_space((1, 8, 8), 10, widths=(4, 16), hidden=2, activations=("relu", "tanh"), sharing=sharing)
 
 
-def cells(sharing=Sharing()):
+def cells(sharing=DEFAULT):
     return cell_space((1, 8, 8), 10, channels=4, cells=2, sharing=sharing)
 
 
@@ -311,10 +312,12 @@ def test_studies_that_cannot_be_are_refused_before_anything_is_trained(digits, t
         study({}, tuning=1.0)
 
 
+# Networks of four channels that were barely trained may all predict one class.
+@pytest.mark.filterwarnings("ignore::archipel.search.metrics.RankingWarning")
 def test_sharing_factors_are_studied_on_cells(digits):
     archs = architectures(cells(), 4)
     truth = Truth(archs, [[0.1, 0.2, 0.3, 0.4]])
-    study = factor_study(cells, digits, truth, {"weights_on": ["node"], "layers": [0.5]}, Factors(epochs=4), (0, 1))
+    study = factor_study(cells, digits, truth, {"weights_on": ["node"], "layers": [0.5]}, Factors(epochs=1), (0, 1))
     assert [r.factor for r in study.rows] == ["baseline"] * 2 + ["weights_on"] * 2 + ["layers"] * 2
     assert study.ceiling is None
     assert "unknown (one seed)" in study.text()
