@@ -28,25 +28,26 @@ PACKAGES = ("archipel", "torch", "numpy", "syne-tune", "optuna")
 
 def side_by_side(
     arms: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Wall-clock seconds of each arm in each round, and what each arm returned last.
+) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Wall-clock seconds of each arm in each round, and what it returned.
 
     Args:
         arms: name -> what to time.
         warm_up: whether a first round is run and not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    returned: dict[str, Any] = {}
+    returned: dict[str, list[Any]] = {name: [] for name in arms}
     names = list(arms)
     for r in range(-1 if warm_up else 0, rounds):
         shift = r % len(names)
         for name in names[shift:] + names[:shift]:
             gc.collect()
             started = time.perf_counter()
-            returned[name] = arms[name]()
+            result = arms[name]()
             spent = time.perf_counter() - started
             if r >= 0:
                 seconds[name].append(spent)
+                returned[name].append(result)
     return seconds, returned
 
 

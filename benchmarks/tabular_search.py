@@ -10,14 +10,15 @@ Regularised evolution (Real et al. 2019, https://arxiv.org/abs/1802.01548) with 
     bare loop           the algorithm in ten lines of Python that know nothing but this table
 
 and NSGA-II with 100 members in Optuna (ask with fixed distributions, look up, tell; storage in memory, logging off).
-Requirements are against the faster of the two ways to drive Syne Tune.
+Requirements are against the faster of the two ways to drive Syne Tune. Optuna reads its whole history before each
+proposal, so that it slows down as it goes; its speed over the first 1,000 evaluations is given beside.
 """
 
 from __future__ import annotations
 
 import datetime
 import tempfile
-import warnings
+import time
 from collections import deque
 from pathlib import Path
 from random import Random
@@ -39,10 +40,12 @@ from archipel.spaces.nb201_codec import EDGE_NAMES, OPS
 
 EVALUATIONS = 10_000
 P, S = 100, 10
-ROUNDS = 7
+ROUNDS = 5
+FIRST = 1_000
 
 table = NB201Table().only("accuracy")
 accuracy_of = dict(zip(table.keys(), table.column("accuracy").tolist()))
+optuna_first: list[float] = []  # seconds of the first thousand evaluations, each round
 
 
 def ours_in_memory() -> float:
@@ -99,8 +102,10 @@ def optuna_nsga2() -> float:
     sampler = optuna.samplers.NSGAIISampler(population_size=P, seed=0)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     distributions = {name: optuna.distributions.CategoricalDistribution(OPS) for name in EDGE_NAMES}
-    best = 0.0
-    for _ in range(EVALUATIONS):
+    best, started = 0.0, time.perf_counter()
+    for i in range(EVALUATIONS):
+        if i == FIRST:
+            optuna_first.append(time.perf_counter() - started)
         trial = study.ask(distributions)
         accuracy = table.evaluate(trial.params)["accuracy"]
         best = max(best, accuracy)
@@ -129,7 +134,6 @@ def bare_loop() -> float:
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     arms = {
         "ours, in memory": ours_in_memory,
         "ours, saved": ours_saved,
@@ -141,11 +145,13 @@ def main() -> None:
     figures = Figures("tabular_search", __doc__.splitlines()[0], {"evaluations": EVALUATIONS, "P": P, "S": S})
     seconds, best = side_by_side(arms, ROUNDS, warm_up=False)
     for name, spent in seconds.items():
-        figures.row(name, [EVALUATIONS / s for s in spent], "evaluations/s", best_accuracy=best[name])
+        figures.row(name, [EVALUATIONS / s for s in spent], "evaluations/s", best_accuracy=best[name][-1])
+    figures.row(f"Optuna NSGA-II, its first {FIRST}", [FIRST / s for s in optuna_first], "evaluations/s")
     syne = [min(pair) for pair in zip(seconds["Syne Tune REA"], seconds["Syne Tune REA, bare searcher"])]
     for name, other, wanted in [
         ("in memory / Syne Tune", syne, ">= 2"),
         ("in memory / Optuna", seconds["Optuna NSGA-II"], ">= 10"),
+        ("in memory / Optuna's first 1,000", [s * EVALUATIONS / FIRST for s in optuna_first], None),
         ("in memory / bare loop", seconds["bare Python loop"], None),
     ]:
         figures.ratio(name, [o / s for o, s in zip(other, seconds["ours, in memory"])], wanted)

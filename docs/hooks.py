@@ -22,33 +22,31 @@ def catalogue() -> str:
     for e in sorted(entries(), key=lambda e: (e["family"], e["slug"])):
         verdicts = "; ".join(c["verdict"] + (" (stale)" if c["stale"] else "") for c in e["claims"]) or "–"
         title = e["title"].replace("|", "\\|")
-        rows.append(
-            f"| `{e['slug']}` | {e['family']} | {', '.join(e['slots'])} | [{title}]({e['link']}), {e['year']} | {verdicts} |"
-        )
+        paper = f"[{title}]({e['link']}), {e['year']}"
+        rows.append(f"| `{e['slug']}` | {e['family']} | {', '.join(e['slots'])} | {paper} | {verdicts} |")
     return "\n".join(rows)
 
 
 def claims() -> str:
-    from archipel.claims.harness import figure, stored_claims, stored_results
+    from archipel.claims.stored import figure, stored_claims, stored_results
 
     parts = []
     for r in stored_results():
         stale = any(c["stale"] for c in stored_claims(r["slug"]))
+        checks = ["| check | rests on it | came out | numbers |", "|---|---|---|---|"]
+        for c in r["checks"]:
+            outcome = "holds" if c["holds"] else "does not hold"
+            rests = "yes" if c["asserted"] else "no"
+            checks.append(f"| {_cell(c['text'])} | {rests} | {outcome} | {_cell(c['numbers'])} |")
+        machine = f"{r['environment']['cores']} cores, PyTorch {r['environment']['packages']['torch']}"
+        grid = ", ".join(f"`{s}`" for s in r["grid"])
+        tuned = f"Every arm was tuned on the same grid: {grid}." if len(r["grid"]) > 1 else "Nothing was tuned."
         parts += [
             f"## {r['slug']}: {r['verdict']}{' (stale)' if stale else ''}",
             r["statement"],
-            f"*Scale.* {r['scale']} {len(r['seeds'])} seeds, {r['seconds']:,.0f} s on {r['environment']['cores']} cores, "
-            f"PyTorch {r['environment']['packages']['torch']}.",
-            "| check | rests on it | came out | numbers |\n|---|---|---|---|\n"
-            + "\n".join(
-                f"| {_cell(c['text'])} | {'yes' if c['asserted'] else 'no'} | {'holds' if c['holds'] else 'does not hold'} "
-                f"| {_cell(c['numbers'])} |"
-                for c in r["checks"]
-            ),
+            f"*Scale.* {r['scale']} {len(r['seeds'])} seeds, {r['seconds']:,.0f} s on {machine}. {tuned}",
+            "\n".join(checks),
             f"```\n{r['table']}\n```",
-            "Every arm was tuned on the same grid: " + ", ".join(f"`{s}`" for s in r["grid"]) + "."
-            if len(r["grid"]) > 1
-            else "Nothing was tuned; all arms share one setting.",
             f'<figure markdown="0">{figure(r)}</figure>',
         ]
     return "\n\n".join(parts) or "No claim has been run yet."

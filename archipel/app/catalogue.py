@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from archipel.claims.harness import stored_claims
+from archipel.claims.stored import stored_claims
 from archipel.core.registry import Method, discover
 
 

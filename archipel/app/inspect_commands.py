@@ -107,7 +107,7 @@ def draw(run: Path | None, space: str, data: str, space_option: tuple[str, ...],
     from random import Random
 
     from archipel.core.storage import write_atomically
-    from archipel.search.report import drawing
+    from archipel.search.page import drawing
 
     if run is not None:
         from archipel.app.inspection import space_of_run

@@ -13,7 +13,8 @@ from archipel.core.export import export_network
 from archipel.core.storage import write_json
 from archipel.search.config import Budget
 from archipel.search.loop import Arm, run_crew
-from archipel.search.report import build_report, write_html
+from archipel.search.page import write_html
+from archipel.search.report import build_report
 from archipel.search.strategy import Problem, Strategy, Trial
 from archipel.search.training import evaluate
 from archipel.search.worker import Job

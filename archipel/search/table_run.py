@@ -18,7 +18,8 @@ from archipel.search.config import Budget, SearchConfig
 from archipel.search.driver import Parts, Progress, Search, parse_objectives
 from archipel.search.loop import Arm, run_table
 from archipel.search.metrics import rank_from_worst
-from archipel.search.report import build_report, write_html
+from archipel.search.page import write_html
+from archipel.search.report import build_report
 from archipel.search.strategy import Problem, Strategy
 from archipel.search.tables import GRAPHS, GraphTable, NB201Table, Table
 

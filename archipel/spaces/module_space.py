@@ -69,7 +69,7 @@ class ModuleSpace(Space):
     def cost(self) -> CostModel:
         """Exact parameters and MACs, memory and latency of this space's networks."""
         if self._cost is None:
-            self._cost = CostModel(self.build_meta, self.example, key=lambda arch: frozenset(arch.items()))
+            self._cost = CostModel(self.build_meta, self.example, key=_decided)
         return self._cost
 
     def build_meta(self, arch: Arch) -> nn.Module:
@@ -139,6 +139,11 @@ def layer_label(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         return f"{kind} {layer.in_features}→{layer.out_features}"
     return kind
+
+
+def _decided(arch: Arch) -> frozenset[tuple[str, Any]]:
+    """What tells architectures apart, hashable; a function with a name, so that spaces can be sent to processes."""
+    return frozenset(arch.items())
 
 
 def collect(module: nn.Module) -> tuple[list[Decision], dict[str, set[Clause]]]:

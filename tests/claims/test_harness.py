@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from archipel.claims import harness
+from archipel.claims import harness, stored
 from archipel.claims.harness import Check, Claim, ClaimArm, Measurement, Table, run_claim, verdict
 from archipel.core.errors import RunError, UsageError
 
@@ -132,27 +132,27 @@ def test_the_fingerprint_changes_with_code_and_not_with_comments(tmp_path, monke
 
 
 def test_stored_claims_show_verdict_seeds_and_staleness(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "all_claims", lambda: {"random": claim()})
-    assert harness.stored_claims("random", tmp_path)[0]["verdict"] == "not run"
+    monkeypatch.setattr(stored, "all_claims", lambda: {"random": claim()})
+    assert stored.stored_claims("random", tmp_path)[0]["verdict"] == "not run"
     run_claim(claim(), results=tmp_path)
-    assert harness.stored_claims("random", tmp_path) == [
+    assert stored.stored_claims("random", tmp_path) == [
         {"statement": "It works.", "verdict": "holds", "seeds": 3, "stale": False}
     ]
-    monkeypatch.setattr(harness, "fingerprint", lambda c: "other")
-    assert harness.stored_claims("random", tmp_path)[0]["stale"]
+    monkeypatch.setattr(stored, "fingerprint", lambda c: "other")
+    assert stored.stored_claims("random", tmp_path)[0]["stale"]
 
 
 def test_tables_and_figures_show_every_arm(tmp_path):
     result = run_claim(claim(), results=tmp_path)
     for arm in ("method", "plain", "random"):
         assert arm in result["table"]
-    assert harness.figure(result).startswith("<svg")
+    assert stored.figure(result).startswith("<svg")
     assert Table({"a": [{"x": 1.0}]}).text().splitlines()[0].split() == ["arm", "x"]
 
 
 def test_every_stored_result_belongs_to_a_claim_and_was_run_with_three_seeds():
     claims = harness.all_claims()
-    for result in harness.stored_results():
+    for result in stored.stored_results():
         assert result["slug"] in claims
         assert len(result["seeds"]) >= 3
         assert result["verdict"] == verdict(result["checks"])

@@ -17,7 +17,7 @@ Unlike in the reference code, no generation is bred that does not count among th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -25,12 +25,17 @@ from typing import Any
 from archipel.core.decision import Arch
 from archipel.core.errors import InfeasibleError, UsageError
 from archipel.core.space import Space
+from archipel.cost.table import index_matrix
 
 # Draws for each child before a source of children is given up (the reference code allows 10).
 DRAWS_PER_CHILD = 10
 # Draws for each random architecture; when they are all seen or illegal, the space is taken to be exhausted.
 DRAWS_PER_RANDOM = 1_000
 MAX_DRAWS = 10_000
+# Draws that are judged together where that is possible.
+CHUNK = 256
+
+Feasible = Callable[[Arch], bool]
 
 
 @dataclass(frozen=True)
@@ -96,32 +101,38 @@ def mutated(space: Space, arch: Arch, probability: float, rng: Random) -> Arch:
 class _Breeder:
     """Makes one generation: legal architectures that were not seen before."""
 
-    def __init__(
-        self, space: Space, found: Found, feasible: Callable[[Arch], bool] | None, describe: Callable[[], str]
-    ) -> None:
+    def __init__(self, space: Space, found: Found, feasible: Feasible | None, describe: Callable[[], str]) -> None:
         self.space, self.found, self.feasible, self.describe = space, found, feasible, describe
         self.members: dict[str, Arch] = {}
         self.illegal: set[str] = set()
+        # Limits that are answered by tables judge many architectures at the cost of one.
+        self.judge_many = getattr(feasible, "feasible_batch", None)
 
     def take(self, draw: Callable[[], Arch], wanted: int, draws: int) -> bool:
         """Add up to ``wanted`` new legal members; whether any draw was legal at all."""
         goal = len(self.members) + wanted
-        legal = False
-        for _ in range(draws):
-            if len(self.members) >= goal:
-                break
-            arch = draw()
+        any_legal = False
+        while draws > 0 and len(self.members) < goal:
+            archs = [draw() for _ in range(min(draws, CHUNK if self.judge_many else 1))]
+            draws -= len(archs)
+            for arch, (key, legal) in zip(archs, self.judge(archs)):
+                any_legal |= legal
+                if legal and len(self.members) < goal and key not in self.found.scored:
+                    self.members.setdefault(key, arch)
+        return any_legal
+
+    def judge(self, archs: list[Arch]) -> Iterator[tuple[str, bool]]:
+        """Canonical form and legality of each."""
+        if self.judge_many is not None:
+            legal = self.judge_many(index_matrix(self.space, archs)).tolist()
+            yield from zip(map(self.space.canonical, archs), legal)
+            return
+        for arch in archs:
             key = self.space.canonical(arch)
-            if key in self.illegal:
-                continue
-            seen = key in self.members or key in self.found.scored
-            if not seen and self.feasible is not None and not self.feasible(arch):
-                self.illegal.add(key)
-                continue
-            legal = True
-            if not seen:
-                self.members[key] = arch
-        return legal
+            if key not in self.illegal and key not in self.members and key not in self.found.scored:
+                if self.feasible is not None and not self.feasible(arch):
+                    self.illegal.add(key)
+            yield key, key not in self.illegal
 
     def fill(self, size: int, rng: Random) -> None:
         """Random legal members up to ``size``; fewer when no unseen ones are left.
@@ -145,7 +156,7 @@ def breed(
     found: Found,
     settings: Evolution,
     rng: Random,
-    feasible: Callable[[Arch], bool] | None = None,
+    feasible: Feasible | None = None,
     describe: Callable[[], str] = lambda: "the limits exclude all that were drawn",
 ) -> list[Arch]:
     """The next generation.
@@ -174,7 +185,7 @@ def evolve(
     score: Callable[[Arch], float],
     settings: Evolution = Evolution(),
     seed: int = 0,
-    feasible: Callable[[Arch], bool] | None = None,
+    feasible: Feasible | None = None,
     describe: Callable[[], str] = lambda: "the limits exclude all that were drawn",
     found: Found | None = None,
     after: Callable[[Found], None] = lambda found: None,
@@ -184,7 +195,8 @@ def evolve(
 
     Args:
         score: higher is better; called once for each architecture.
-        feasible: the hard constraint; cheap, since it is asked for every draw.
+        feasible: the hard constraint, asked for every draw; one with a ``feasible_batch`` for index matrices, such as
+            tabulated :class:`~archipel.cost.limits.Limits`, is asked for many at once.
         describe: what the limits are, for the error.
         found: of the generations so far, to continue.
         after: called after each generation, to save it.
@@ -220,7 +232,7 @@ def random_search(
     score: Callable[[Arch], float],
     evaluations: int,
     seed: int = 0,
-    feasible: Callable[[Arch], bool] | None = None,
+    feasible: Feasible | None = None,
     describe: Callable[[], str] = lambda: "the limits exclude all that were drawn",
     deadline: float | None = None,
 ) -> Found:

@@ -13,6 +13,7 @@ from archipel.core.decision import Decision
 from archipel.core.errors import InfeasibleError, RunError, SpaceError, UsageError
 from archipel.core.space import JointSpace, Space, when
 from archipel.core.storage import Checkpoints
+from archipel.cost.limits import Limits
 from archipel.data.dataset import Dataset, Split
 from archipel.search.oneshot.evolution import Evolution, Found, breed, evolve, mutated, random_search
 from archipel.search.oneshot.samplers import (
@@ -425,6 +426,21 @@ def test_every_member_keeps_the_limits_and_nothing_is_scored_twice():
     found = evolve(GRID, lambda a: scored.append(a) or target(a), feasible=light)  # type: ignore[func-returns-value]
     assert all(light(a) for a in scored)
     assert len({GRID.canonical(a) for a in scored}) == len(scored) == len(found.scored) == 50 * 20
+
+
+def test_limits_by_table_judge_many_at_once_and_let_only_legal_ones_through():
+    """On the paper's kind of space: the table's verdict is the exact one."""
+    space = shufflenet_space(8, 1, 3, stem=4, widths=(8,), depths=(3,), head=8, stem_stride=1, factors=(0.5, 1.0, 1.5))
+    exact = {space.canonical(a): space.cost.params(a) for a in space.enumerate()}
+    limit = sorted(exact.values())[len(exact) // 4]
+    limits = Limits({"params": limit}, space).tabulated()
+    one_by_one = []
+    limits.feasible = lambda arch: one_by_one.append(arch)  # type: ignore[method-assign, assignment]
+    found = evolve(space, lambda a: float(exact[space.canonical(a)]), Evolution(generations=4), feasible=limits)
+    assert len(found.scored) == 200
+    assert all(exact[key] <= limit for key in found.scored)
+    assert not one_by_one
+    assert found.top(1)[0][1] >= sorted(v for v in exact.values() if v <= limit)[-40]
 
 
 def test_the_best_ten_never_get_worse_and_beat_random_search_at_equal_evaluations():
