@@ -192,13 +192,20 @@ class _Notebook:
         if fresh:
             path.unlink(missing_ok=True)
         elif path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # cut short by a kill; it is measured again
-                if entry["code"] == code:
-                    self.known[entry["key"]] = entry
+            self._read()
+
+    def _read(self) -> None:
+        """Take up complete lines; cut off a last one that a kill cut short, so that the next does not run into it."""
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            entry = json.loads(line)
+            if entry["code"] == self.code:
+                self.known[entry["key"]] = entry
+        if whole < self.path.stat().st_size:
+            os.truncate(self.path, whole)
 
     def measure(self, claim: Claim, arm: str, setting: Mapping[str, Any], seed: int) -> tuple[Measurement, float]:
         key = json.dumps([arm, dict(setting), seed], sort_keys=True)
