@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.test
 
 demo: $(VENV)/.core  ## the main job on embedded real data
 	rm -rf runs/demo
-	$(BIN)/archipel search --data digits --limit macs=150k --limit params=20k --budget 16 --epochs 5 \
+	$(BIN)/archipel search --data digits --limit macs=250k --limit params=20k --budget 16 --epochs 4 \
 	    --final-epochs 20 --workers 2 --seed 0 --out runs/demo
 
 test: $(VENV)/.test  ## the whole test suite

@@ -153,9 +153,10 @@ def _print_summary(s: dict[str, Any]) -> None:
     if "mean" in random:
         spread = f"average {random['mean']:.4f} ± {random['std']:.4f} over {random['n']}, best {random['best']:.4f}"
         line("random", f"{spread}, P(random better) {random['p_random_better']:.3f}")
-    if "final_test" in random and random["final_test"]["random_mean"] is not None:
+    if "random_mean" in random.get("final_test", {}):
         final = random["final_test"]
-        line("", f"same final training: chosen {final['chosen']:.4f}, random average {final['random_mean']:.4f} (test)")
+        gain = f"{final['relative_improvement_percent']:+.2f} %" if "relative_improvement_percent" in final else ""
+        line("", f"trained alike, on test: chosen {final['chosen']:.4f}, random {final['random_mean']:.4f} {gain}")
     if s["files"]:
         line("model", str(Path(next(iter(s["files"].values()))).parent))
     line("figures", str(Path(s["run"]) / "report.json"))

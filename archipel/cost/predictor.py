@@ -65,6 +65,8 @@ class _Profile(MetaMode):
         first = out[0] if isinstance(out, list | tuple) else out
         if not isinstance(first, Tensor) or any(r.alias_info and not r.alias_info.is_write for r in op._schema.returns):
             return  # views cost nothing
+        if first.numel() == 0:
+            return  # a placeholder, such as batch norm's reserve
         formula = flop_registry.get(op._overloadpacket)
         macs = formula(*args, **kwargs, out_val=out) / 2 if formula else 0.0
         self.table[KINDS.index(_kind(op, args))] += (1.0, macs, first.numel() * first.element_size())
@@ -96,8 +98,9 @@ def layer_features(net: nn.Module, example: Tensor) -> np.ndarray:
     was_training = net.training
     net.eval()
     profile = _Profile()
+    x = torch.empty_like(example[:1], device="meta")
     with torch.no_grad(), profile:
-        net(torch.empty_like(example[:1], device="meta"))
+        net(x)
     net.train(was_training)
     return profile.table.reshape(-1)
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from archipel.core.decision import Arch
-from archipel.core.errors import RunError, UsageError
+from archipel.core.errors import RunError, SpaceError, UsageError
 from archipel.core.run import RunFolder
 from archipel.core.space import Space
 from archipel.cost.limits import Limits
@@ -32,6 +32,7 @@ from archipel.search.executors import Crew
 from archipel.search.finish import FinalNetworks, finish
 from archipel.search.joint import with_hyperparameters
 from archipel.search.loop import Arm, run_crew
+from archipel.search.schedulers import ReportingStrategy
 from archipel.search.strategy import Context, Objective, Problem, Strategy, Trial
 from archipel.search.training import Recipe, main_metric
 from archipel.search.worker import Blueprint, Job
@@ -77,7 +78,22 @@ def make_parts(
     dataset = load(config.data, seed=config.seed, **config.data_options) if data is None else data
     made = make_space(config.space, dataset, **config.space_options) if space is None else space
     made = with_hyperparameters(made, config.joint)
-    return Parts(dataset, made, strategy or make_strategy(config.strategy, config.strategy_options))
+    return Parts(dataset, made, the_strategy(config, strategy))
+
+
+def the_strategy(config: SearchConfig, given: Strategy | None = None) -> Strategy:
+    """The strategy that was handed in, or the configured one.
+
+    Raises:
+        UsageError: unknown, or it would have to see how its trials do while they run.
+    """
+    strategy = given or make_strategy(config.strategy, config.strategy_options)
+    if isinstance(strategy, ReportingStrategy) and strategy.needs_reports:
+        raise UsageError(
+            f"{type(strategy).__name__} in this form stops trials by reports of each epoch, but the trials of a run "
+            "report once, when they are done. Use the form that pauses and resumes them: --set variant=promotion."
+        )
+    return strategy
 
 
 def parse_objectives(texts: Sequence[str]) -> list[Objective]:
@@ -100,6 +116,17 @@ def default_objectives(dataset: Dataset, multi: bool) -> list[Objective]:
     """The data set's main metric; MACs beside it for strategies with several objectives."""
     main = Objective(main_metric(dataset))
     return [main, Objective("macs", "min")] if multi else [main]
+
+
+def quick_limits(limits: Limits) -> Limits:
+    """The limits answered from exact tables where there are any, for the many draws that tight limits reject.
+
+    What is handed over is counted once more, network by network.
+    """
+    try:
+        return limits.tabulated()
+    except SpaceError:
+        return limits  # a measured cost, or one that no table can express
 
 
 class Search:
@@ -129,6 +156,7 @@ class Search:
         )
         self.limits = Limits.parse(config.limits, space)
         self.limits.check_possible()
+        self.feasible = quick_limits(self.limits)
         folder = str(run.checkpoints.folder.resolve()) if run.checkpoints.folder else None
         by_name = not (config.data.startswith("object:") or config.space.startswith("object:"))
         self.blueprint = Blueprint(
@@ -175,7 +203,7 @@ class Search:
             space=self.parts.space,
             objectives=self.objectives,
             rng=Random(seed),
-            feasible=self.limits.feasible if self.config.limits else None,
+            feasible=self.feasible if self.config.limits else None,
             max_resource=self.config.recipe.epochs,
             describe_limits=self.limits.describe,
         )
@@ -185,7 +213,17 @@ class Search:
         problem = self.problem(f"{self.config.seed}/search")
         strategy.setup(problem)
         self.prepare(strategy)
-        return self.run_arm("search", strategy, problem, self.config.budget)
+        return self.run_arm("search", strategy, problem, self.budget_after_prepare(strategy))
+
+    def budget_after_prepare(self, strategy: Strategy) -> Budget:
+        """What is left of the budget once a supernet is trained: its seconds are gone, or half the epochs."""
+        budget = self.config.budget
+        if type(strategy).prepare is Strategy.prepare or budget.trials is not None:
+            return budget
+        if budget.epochs is not None:
+            return Budget(epochs=budget.epochs - budget.epochs // 2)
+        used = self.run.journal.recall("seconds:prepare", 0.0)
+        return Budget(seconds=max(1e-3, (budget.seconds or 0.0) - used))
 
     def prepare(self, strategy: Strategy) -> None:
         """Train the strategy's supernet, if it has one; its seconds count."""
@@ -199,7 +237,7 @@ class Search:
             checkpoints=self.run.checkpoints,
             progress=lambda what, fraction: self.progress.update(fraction, what),
             deadline=None if seconds is None else started + max(0.0, seconds - before),
-            epochs=self.config.budget.epochs,
+            epochs=None if self.config.budget.epochs is None else self.config.budget.epochs // 2,
         )
         try:
             strategy.prepare(context)
@@ -236,7 +274,7 @@ class Search:
         arm.on_told = keeper.told
         run_crew(arm, self.crew, keeper.job, self._show)
         if arm.best is None and name == "search":
-            reasons = sorted({t.failure or "none trained in full" for t in arm.trials})
+            reasons = sorted({t.failure for t in arm.trials if t.failure})
             raise RunError(
                 f"None of the {len(arm.trials)} trials succeeded, so there is no network to hand over. "
                 f"Reasons: {'; '.join(reasons[:3]) or 'no trial was proposed'}."
@@ -261,44 +299,54 @@ class Search:
 
 
 class _Keeper:
-    """Makes an arm's jobs, and keeps on disk only the weights that may still be needed."""
+    """Makes an arm's jobs, and keeps on disk only the weights that may still be needed.
+
+    Those are the best trial's, and those of all partly trained ones that the strategy may continue.
+    """
 
     def __init__(self, search: Search, arm: Arm) -> None:
         self.search, self.arm = search, arm
-        self.kept: int | None = arm.best.id if arm.best else None
+        self.kept = arm.best
 
     def name(self, trial_id: int) -> str:
         return f"{self.arm.name}-{trial_id}"
 
     def job(self, trial: Trial) -> Job:
-        full = self.search.config.recipe.epochs
-        partial = trial.resource is not None and trial.resource < full
-        # A partial trial may be continued, so it is kept; a full one only if it is the best so far.
-        bar = float("-inf")
-        first = self.search.objectives[0]
-        if not partial and self.arm.best is not None and first.mode == "max":
-            bar = self.arm.best.metrics.get(first.metric, bar)
-        from_scratch = bool((trial.info or {}).get("from_scratch"))
         return Job(
             name=self.name(trial.id),
             arch=trial.arch,
             epochs=trial.resource,
-            resume=None if trial.resume is None else self.name(trial.resume),
-            full_epochs=trial.resource if from_scratch else None,
-            save_above=bar if self.arm.name == "search" or partial else None,
-            metric=first.metric,
+            resume=None if trial.resume is None else self.name(self.arm.weights_of(trial.resume)),
+            full_epochs=trial.resource if _from_scratch(trial) else None,
+            save_above=float("-inf") if self.continuable(trial) else self.bar(trial),
+            metric=self.search.objectives[0].metric,
             seconds=self.search.config.trial_seconds,
         )
 
+    def continuable(self, trial: Trial) -> bool:
+        """Whether a later trial may resume this one."""
+        return not (self.arm.complete(trial) or _from_scratch(trial))
+
+    def bar(self, trial: Trial) -> float | None:
+        """The score from which on a trial would be the best so far; None if it cannot be or nobody wants it."""
+        best, first = self.arm.best, self.search.objectives[0]
+        if self.arm.name != "search" or (best and self.arm.resource(trial) < self.arm.resource(best)):
+            return None
+        if best and first.mode == "max" and self.arm.resource(trial) == self.arm.resource(best):
+            return best.metrics.get(first.metric, float("-inf"))
+        return float("-inf")
+
     def told(self, trial: Trial) -> None:
-        if trial.resource is not None and trial.resource < self.search.config.recipe.epochs:
-            return
+        dropped: Trial | None = trial
         if self.arm.best is trial:
-            if self.kept is not None:
-                self.search.run.checkpoints.delete(self.name(self.kept))
-            self.kept = trial.id
-        elif trial.id != self.kept:
-            self.search.run.checkpoints.delete(self.name(trial.id))
+            dropped, self.kept = self.kept, trial
+        if dropped is not None and not self.continuable(dropped):
+            self.search.run.checkpoints.delete(self.name(dropped.id))
+
+
+def _from_scratch(trial: Trial) -> bool:
+    """Whether it is trained with a schedule over its own epochs, not as the start of a full training."""
+    return bool((trial.info or {}).get("from_scratch"))
 
 
 # --- the face for Python -------------------------------------------------------------------------------------------

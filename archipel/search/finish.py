@@ -54,9 +54,9 @@ class FinalNetworks:
         self.epochs = search.config.final_epochs or 2 * search.config.recipe.epochs
 
     def _best_archs(self, arm: Arm) -> list[Arch]:
-        """Different architectures with the best scores, best first."""
+        """Different architectures with the best scores after the most training that any had, best first."""
         limits, best = self.search.limits, {}
-        for trial in sorted(arm.complete_trials(), key=arm.score, reverse=True):
+        for trial in sorted(arm.contenders(), key=arm.score, reverse=True):
             if not limits.feasible(trial.arch):
                 raise RunError(f"{trial} breaks the limits ({limits.describe()}); this is a defect of the strategy.")
             best.setdefault(self.search.parts.space.canonical(trial.arch), trial.arch)

@@ -46,6 +46,8 @@ class Ledger:
 class Arm:
     """One strategy with its budget, its trials and what it spent.
 
+    Its ``best`` is the best of the trials that had the most training: of complete ones, as soon as there is one.
+
     Args:
         name: ``"search"`` or ``"baseline"``.
         strategy: already set up for ``problem``.
@@ -71,6 +73,7 @@ class Arm:
         self._asked_epochs = 0.0
         self._resource_of: dict[int, int] = {}
         self._seen: dict[Any, Trial] = {}
+        self._same_as: dict[int, int] = {}  # trials that were not trained -> the equal ones that were
         self._clock = time.monotonic()
 
     # --- budget ----------------------------------------------------------------------------------------------------
@@ -99,21 +102,26 @@ class Arm:
     def _count(self, trial: Trial) -> None:
         self.pending[trial.id] = trial
         self._asked += 1
-        full = self.problem.max_resource
-        start = 0
-        if trial.resume is not None:
-            start = self._resource_of.get(trial.resume, 0)
-        resource = full if trial.resource is None else trial.resource
-        self._resource_of[trial.id] = resource
-        self._asked_epochs += resource - start
+        start = 0 if trial.resume is None else self._resource_of.get(trial.resume, 0)
+        self._resource_of[trial.id] = self.resource(trial)
+        self._asked_epochs += self.resource(trial) - start
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
     def known(self, trial: Trial) -> Trial | None:
-        """An earlier trial of the same network and amount of training, whose result this one would repeat."""
+        """An earlier trial of the same network and amount of training, whose result this one would repeat.
+
+        Of a trial that may be continued the weights are wanted too, which only fit if nothing is labelled otherwise.
+        """
         if trial.resume is not None or self.key is None:
             return None
-        return self._seen.get((self.key(trial.arch), trial.resource))
+        earlier = self._seen.get((self.key(trial.arch), trial.resource))
+        fits = earlier is None or self.complete(trial) or earlier.arch == trial.arch
+        return earlier if fits else None
+
+    def weights_of(self, trial_id: int) -> int:
+        """The trial whose training gave this one its weights: itself, unless it was answered from an earlier one."""
+        return self._same_as.get(trial_id, trial_id)
 
     def tell(self, trial: Trial, outcome: Outcome, cached: bool = False) -> None:
         """Record an outcome, on disk first, then tell the strategy."""
@@ -141,24 +149,40 @@ class Arm:
         ledger.cached += cached
         ledger.trial_seconds += trial.seconds
         if trial.failure is None:
-            if not cached:
+            key = None if self.key is None else (self.key(trial.arch), trial.resource)
+            if cached:
+                self._same_as[trial.id] = self._seen[key].id
+            else:
                 ledger.epochs += trial.metrics.get("epochs", 0.0)
-                if self.key is not None:
-                    self._seen[(self.key(trial.arch), trial.resource)] = trial
-            if self._complete(trial) and (self.best is None or self.score(trial) > self.score(self.best)):
+                if key is not None:
+                    self._seen[key] = trial
+            if self.best is None or self.rank(trial) > self.rank(self.best):
                 self.best = trial
         else:
             ledger.failures += 1
         self.strategy.tell(trial)
         self.on_told(trial)
 
-    def _complete(self, trial: Trial) -> bool:
-        """Whether a trial had the full amount of training; only such trials compete for being the best."""
+    def resource(self, trial: Trial) -> int:
+        """Epochs of training that a trial is to have had in total when it is done."""
+        full = self.problem.max_resource
+        return full if trial.resource is None else min(trial.resource, full)
+
+    def complete(self, trial: Trial) -> bool:
+        """Whether a trial is to have the full amount of training."""
         return trial.resource is None or trial.resource >= self.problem.max_resource
 
     def complete_trials(self) -> list[Trial]:
         """Successful trials that had the full amount of training, in the order they were told."""
-        return [t for t in self.trials if t.ok and self._complete(t)]
+        return [t for t in self.trials if t.ok and self.complete(t)]
+
+    def contenders(self) -> list[Trial]:
+        """Successful trials that had as much training as the best: complete ones, if there are any."""
+        return [t for t in self.trials if self.best and t.ok and self.resource(t) == self.resource(self.best)]
+
+    def rank(self, trial: Trial) -> tuple[int, float]:
+        """More training first, since scores after different amounts of it do not compare; then the score."""
+        return self.resource(trial), self.score(trial)
 
     def score(self, trial: Trial) -> float:
         return self.problem.score(trial)

@@ -30,6 +30,10 @@ Values = Sequence[float] | np.ndarray
 Units = Literal["auto", "fraction", "percent"]
 
 
+# Architectures in the tables that supernets are ranked against: r_max of p(better than random).
+TABLE_SIZES = {"nasbench101": 423_624, "nasbench201": 15_625, "darts-nds": 5_000}
+
+
 class RankingWarning(UserWarning):
     """A rank correlation is undefined."""
 

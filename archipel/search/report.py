@@ -80,17 +80,32 @@ def _against_random(
     rivals: int,
 ) -> dict[str, Any] | None:
     """The comparison with random architectures under the same training, as far as it was paid for."""
+    if not arms[0].complete_trials() and arms[0].best:
+        most, full = arms[0].resource(arms[0].best), arms[0].problem.max_resource
+        notes.append(f"No trial of the strategy had all {full} epochs; the network was chosen by results after {most}.")
     if len(arms) < 2:
         notes.append("No random baseline ran, so nothing here says that the search was worth it.")
         return None
     sign = 1.0 if main.mode == "max" else -1.0
     ours, random = (np.array([t.metrics[main.metric] for t in arm.complete_trials()]) for arm in arms[:2])
     out: dict[str, Any] = {"n": len(random)}
-    if len(random) < 2 or not len(ours):
+    if len(random) < 2:
         notes.append(f"Only {len(random)} random architectures were trained; two or more are needed to compare.")
-        return out
+    elif len(ours):
+        out |= _on_validation(arms, ours, random, sign)
+        text = "Validation figures of the chosen network are the best of many and so favour it; test figures do not."
+        notes.append(text)
+    if finals and finals.best and test and test[finals.best.id]:
+        out["final_test"] = final = _final_test(finals, test, main, rivals)
+        if final["random"] and sign * final["random_best"] > sign * final["chosen"]:
+            notes.append("After the same final training a random architecture did better on the test split.")
+    return out
+
+
+def _on_validation(arms: list[Arm], ours: np.ndarray, random: np.ndarray, sign: float) -> dict[str, Any]:
+    """The strategy's complete trials against those of random search; ``sign`` is -1 where less is better."""
     best = max(sign * ours) * sign
-    out |= {
+    out = {
         "mean": float(random.mean()),
         "std": float(random.std(ddof=1)),
         "best": float(max(sign * random) * sign),
@@ -100,15 +115,6 @@ def _against_random(
             "random": {"best": float(max(sign * random) * sign), **_spent(arms[1])},
         },
     }
-    if random.mean() > 0:
-        interval = ranking.bootstrap_ci(random, lambda r, axis: 100 * (best - r.mean(axis)) / r.mean(axis))
-        out["relative_improvement_percent"] = float(100 * (best - random.mean()) / random.mean())
-        out["relative_improvement_interval"] = [interval.low, interval.high]
-    notes.append("Validation figures of the chosen network are the best of many and so favour it; test figures do not.")
-    if finals and finals.best and test and test[finals.best.id]:
-        out["final_test"] = final = _final_test(finals, test, main, rivals)
-        if final["random"] and sign * final["random_best"] > sign * final["chosen"]:
-            notes.append("After the same final training a random architecture did better on the test split.")
     return out
 
 
@@ -127,18 +133,26 @@ def _spent(arm: Arm) -> dict[str, float]:
 
 
 def _final_test(finals: Arm, test: list[dict[str, float] | None], main: Any, rivals: int) -> dict[str, Any]:
-    """Test figures after the final training: the chosen network's and the random ones', which come last."""
+    """Test figures after the final training: the chosen network's and the random ones', which come last.
+
+    The relative improvement (Yang et al. 2020) is over the average random architecture, trained and tested alike; its
+    interval is the bootstrap's over the random ones.
+    """
     assert finals.best is not None
-    random = [t[main.metric] for t in test[len(test) - rivals :] if t is not None]
-    chosen = test[finals.best.id]
-    best = max if main.mode == "max" else min
-    return {
-        "metric": main.metric,
-        "chosen": None if chosen is None else chosen[main.metric],
-        "random": random,
-        "random_mean": float(np.mean(random)) if random else None,
-        "random_best": best(random) if random else None,
-    }
+    random = np.array([t[main.metric] for t in test[len(test) - rivals :] if t is not None])
+    measured = test[finals.best.id]
+    assert measured is not None
+    chosen = measured[main.metric]
+    out: dict[str, Any] = {"metric": main.metric, "chosen": chosen, "random": random.tolist()}
+    if len(random):
+        best = random.max() if main.mode == "max" else random.min()
+        out |= {"random_mean": float(random.mean()), "random_best": float(best)}
+    if len(random) and random.mean() > 0:
+        out["relative_improvement_percent"] = float(100 * (chosen - random.mean()) / random.mean())
+    if len(random) > 1 and random.mean() > 0:
+        interval = ranking.bootstrap_ci(random, lambda r, axis: 100 * (chosen - r.mean(axis)) / r.mean(axis))
+        out["relative_improvement_interval"] = [interval.low, interval.high]
+    return out
 
 
 def _supernet_ranking(search: Search, arms: list[Arm], main: Any) -> dict[str, Any] | None:
@@ -163,8 +177,7 @@ def _curve(arm: Arm) -> dict[str, list[float]]:
     metric = arm.problem.objectives[0]
     for i, trial in enumerate(arm.trials, 1):
         seconds += trial.seconds
-        full = trial.resource is None or trial.resource >= arm.problem.max_resource
-        if trial.ok and full and arm.score(trial) > best:
+        if trial.ok and arm.complete(trial) and arm.score(trial) > best:
             best = arm.score(trial)
             curve["queries"].append(i)
             curve["seconds"].append(seconds)
@@ -187,13 +200,7 @@ def _pareto(arms: list[Arm], search: Search) -> list[dict[str, Any]]:
     objectives = list(search.objectives)
     if len(objectives) == 1 and search.costs(arms[0].best.arch if arms[0].best else {}):
         objectives.append(Objective("macs", "min"))
-    full = search.config.recipe.epochs
-    done = [
-        (arm.name, t)
-        for arm in arms
-        for t in arm.trials
-        if t.ok and (t.resource is None or t.resource >= full) and search.limits.feasible(t.arch)
-    ]
+    done = [(arm.name, t) for arm in arms for t in arm.contenders() if search.limits.feasible(t.arch)]
     if not done:
         return []
     scores = np.array([[o.score(t.metrics) for o in objectives] for _, t in done])

@@ -6,6 +6,7 @@ rank in the whole table it reached.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from archipel.core.decision import Arch
@@ -13,9 +14,8 @@ from archipel.core.errors import RunError, UsageError, suggest
 from archipel.core.run import RunFolder
 from archipel.core.storage import write_json
 from archipel.cost.limits import Limits
-from archipel.search.catalogue import make_strategy
 from archipel.search.config import Budget, SearchConfig
-from archipel.search.driver import Parts, Progress, Search, parse_objectives
+from archipel.search.driver import Parts, Progress, Search, parse_objectives, the_strategy
 from archipel.search.loop import Arm, run_table
 from archipel.search.metrics import rank_from_worst
 from archipel.search.page import write_html
@@ -68,6 +68,7 @@ class TableSearch(Search):
         self.table = table.only(*dict.fromkeys(o.metric for o in self.objectives))
         self.parts = Parts(None, table.space, strategy)  # type: ignore[arg-type]  # a table has no data to train on
         self.limits = Limits({}, table.space)
+        self.feasible = self.limits
 
     def go(self) -> None:
         """Search, baseline, report."""
@@ -92,6 +93,9 @@ class TableSearch(Search):
         self.run.journal.note("finished", True)
         self.run.log("finished")
 
+    def problem(self, seed: str) -> Problem:
+        return replace(super().problem(seed), max_resource=1)  # a lookup is all there is to an evaluation
+
     def run_arm(self, name: str, strategy: Strategy, problem: Problem, budget: Budget) -> Arm:
         # A table answers the same every time, so nothing needs to be remembered: the key is never asked for twice.
         arm = Arm(name, strategy, problem, budget, self.run.journal, key=None)
@@ -110,5 +114,4 @@ class TableSearch(Search):
 def search_table(config: SearchConfig, run: RunFolder, strategy: Strategy | None, progress: Progress | None) -> None:
     """Carry out a configuration whose data is ``table:<name>``."""
     table = open_table(config.data.removeprefix(PREFIX))
-    made = strategy or make_strategy(config.strategy, config.strategy_options)
-    TableSearch(config, run, table, made, progress).go()
+    TableSearch(config, run, table, the_strategy(config, strategy), progress).go()

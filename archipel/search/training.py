@@ -239,23 +239,25 @@ def recalibrate(net: nn.Module, x: Tensor, batch_size: int = 256) -> None:
     """Set every batch norm's running statistics to those of ``x`` (cumulative average), whatever they were before.
 
     Raises:
-        UsageError: ``x`` is empty.
+        UsageError: ``x`` has fewer than two examples.
     """
-    if len(x) == 0:
-        raise UsageError("Batch-norm calibration needs at least one batch of training inputs, but got none.")
+    if len(x) < 2:
+        raise UsageError(f"Batch-norm calibration needs at least one batch of two training inputs, but got {len(x)}.")
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
     was_training = net.training
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # cumulative average
-    net.train()
-    for batch in x.split(batch_size):
-        if len(batch) > 1:
-            net(batch)
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
-    net.train(was_training)
+    try:
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # cumulative average
+        net.train()
+        for batch in x.split(batch_size):
+            if len(batch) > 1:  # a single example has no variance
+                net(batch)
+    finally:
+        for m, momentum in zip(norms, momenta):
+            m.momentum = momentum
+        net.train(was_training)
 
 
 def main_metric(dataset: Dataset) -> str:

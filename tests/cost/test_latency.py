@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 
@@ -123,7 +124,7 @@ def test_processes_take_turns(tmp_path):
     spans = sorted(out.get(timeout=60)[1:] for _ in processes)
     for p in processes:
         p.join()
-    for (_, end), (begin, _) in zip(spans[:-1], spans[1:]):
+    for (_, end), (begin, _) in itertools.pairwise(spans):
         assert begin >= end  # no two measurements overlap
 
 

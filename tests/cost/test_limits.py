@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from archipel.core.decision import Decision
-from archipel.core.errors import ArchipelError, InfeasibleError, SpaceError, UsageError
+from archipel.core.errors import InfeasibleError, SpaceError, UsageError
 from archipel.core.space import Space, when
 from archipel.cost.limits import METRICS, Limits, cheapest, limits_behind, parse_limit
 from archipel.cost.table import index_matrix
@@ -75,17 +76,13 @@ def test_mistakes_in_limits_are_explained(text, message):
         parse_limit(text)
 
 
-@given(
-    text=st.one_of(
-        st.text(max_size=20), st.from_regex(r"[a-z]{0,8}[<=]{0,2}[-+0-9.e_]{0,8}[a-zA-Z ]{0,4}", fullmatch=True)
-    )
-)
+near_limits = st.from_regex(r"[a-z]{0,8}[<=]{0,2}[-+0-9.e_]{0,8}[a-zA-Z ]{0,4}", fullmatch=True)
+
+
+@given(text=st.text(max_size=20) | near_limits)
 def test_no_text_leads_to_anything_but_a_limit_or_a_clear_error(text):
-    try:
+    with contextlib.suppress(UsageError):
         metric, value = parse_limit(text)
-    except ArchipelError as error:
-        assert "Limit" in str(error)
-    else:
         assert metric in METRICS.values()
         assert 0 < value < float("inf")
 
@@ -140,10 +137,11 @@ def test_what_cannot_be_tabulated_says_so_and_own_costs_can():
 
 def test_memory_and_latency_can_be_limited():
     arch = {"width0": 2, "width1": 2}
-    # Batch 1: the caller's input (2), a layer's input and output (2 + 2).
-    assert SPACE.cost.memory_bytes(arch) == 4 * (2 + 2 + 2)
-    assert Limits.parse(["memory=24B"], SPACE).feasible(arch)
-    assert not Limits.parse(["memory=23B"], SPACE).feasible(arch)
+    # In the second layer: the input, held by the caller (2), the first layer's output, held by the row of layers (2),
+    # and the input and the output of the activation (2 + 2).
+    assert SPACE.cost.memory_bytes(arch) == 4 * (2 + 2 + 2 + 2)
+    assert Limits.parse(["memory=32B"], SPACE).feasible(arch)
+    assert not Limits.parse(["memory=31B"], SPACE).feasible(arch)
     assert Limits.parse(["latency=10s"], SPACE).feasible(arch)
     assert not Limits.parse(["latency=1e-6us"], SPACE).feasible(arch)
 
@@ -167,11 +165,11 @@ def test_the_cheapest_of_a_large_space_is_labelled_as_found():
 
 def test_descent_passes_conditions_and_ends():
     space = Space(
-        [Decision(f"d{i}", list(range(8))) for i in range(5)], {"d3": [when(d0=[0, 1])], "d4": [when(d3=[2, 3])]}
+        [Decision(f"d{i}", list(range(12))) for i in range(5)], {"d3": [when(d0=[0, 1])], "d4": [when(d3=[2, 3])]}
     )
     assert space.size > 4096
     found = cheapest(space, lambda a: sum((v - 3) ** 2 for v in a.values()) + 5 * ("d3" in a))
-    assert found.value == 0
+    assert (found.value, found.exact) == (0, False)
 
 
 def test_a_cost_that_is_low_enough_ends_the_search():
@@ -183,9 +181,9 @@ def test_a_cost_that_is_low_enough_ends_the_search():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("params=14", r"No network of mlp keeps params <= 14\. The smallest possible has 15 \(all 9 compared\): \{'width0': 2"),
+        ("params=14", r"mlp keeps params <= 14\. The smallest possible has 15 \(all 9 compared\): \{'width0': 2"),
         ("macs=9", r"No network of mlp keeps macs <= 9\. The smallest possible has 10"),
-        ("memory=20", r"memory_bytes <= 20\. The smallest possible has 24"),
+        ("memory=20", r"memory_bytes <= 20\. The smallest possible has 32"),
         ("latency=1e-6us", r"latency_ms <= 1e-09\. The smallest found has .*the network with fewest MACs"),
     ],
 )  # fmt: skip

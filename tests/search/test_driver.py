@@ -110,9 +110,13 @@ def test_a_search_finds_trains_checks_and_hands_over_a_network(tmp_path):
     assert space().cost.params(result.arch) <= 80
     assert all(p["metrics"]["params"] <= 80 for p in report["trials"] + report["pareto"])
     assert report["chosen"]["metrics"]["test_accuracy"] > 0.5
-    assert {"mean", "std", "p_random_better", "budget_matched", "relative_improvement_interval", "final_test"} <= set(
-        report["random"]
-    )
+    random = report["random"]
+    assert {"mean", "std", "p_random_better", "budget_matched"} <= set(random)
+    final = random["final_test"]
+    expected = 100 * (final["chosen"] - sum(final["random"]) / 3) / (sum(final["random"]) / 3)
+    assert final["relative_improvement_percent"] == pytest.approx(expected)
+    low, high = final["relative_improvement_interval"]
+    assert low <= expected <= high
     for name in ("config.json", "environment.json", "log.jsonl", "trials.sqlite", "pareto.json", "report.html"):
         assert (tmp_path / "run" / name).exists(), name
 

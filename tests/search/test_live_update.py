@@ -7,9 +7,9 @@ from torch import nn
 from archipel.core.choice import Choice, Decider, Depth, Kernel, Width
 from archipel.core.errors import SpaceError
 from archipel.search.live_update import LiveUpdate
+from archipel.spaces.dynamic import DynamicConv2d
 from archipel.spaces.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear
 from archipel.spaces.module_space import ModuleSpace
-from archipel.spaces.sharing import DynamicConv2d
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1),

@@ -8,6 +8,7 @@ from scipy import stats
 
 from archipel.core.errors import UsageError
 from archipel.search.metrics import (
+    TABLE_SIZES,
     RankingWarning,
     bootstrap_ci,
     check_units,
@@ -97,7 +98,8 @@ def test_noise_ceiling_is_the_mean_tau_over_pairs_of_seeds():
 
 def test_golden_probabilities_to_surpass_random_search():
     assert p_surpass_random(15_000, 15_625) == pytest.approx(0.664833, abs=5e-7)
-    assert p_surpass_random(423_000, 423_624) == pytest.approx(0.985367, abs=5e-7)
+    assert p_surpass_random(423_000, TABLE_SIZES["nasbench101"]) == pytest.approx(0.985367, abs=5e-7)
+    assert TABLE_SIZES == {"nasbench101": 423_624, "nasbench201": 15_625, "darts-nds": 5_000}
 
 
 def test_p_is_a_probability_monotone_in_the_rank_and_one_at_the_best():

@@ -13,6 +13,12 @@ from torch import nn
 
 from archipel.core.errors import ShapeError, SpaceError
 from archipel.cost.model import count_macs, count_params
+from archipel.data.dataset import Dataset, Split
+from archipel.search.differentiable.darts import darts
+from archipel.search.differentiable.pc_darts import pc_darts
+from archipel.search.differentiable.schedule import Schedule
+from archipel.search.strategy import Context, Problem
+from archipel.search.training import Recipe
 from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.nb201 import NB201, Cell, NB201Net, Reduction, conv_bn, edge_operations
 from archipel.spaces.nb201_codec import EDGE_NAMES, EDGES, OPS, NB201Codes, arch_of, canonical_form, genome_of
@@ -188,20 +194,44 @@ def test_the_same_seed_builds_the_same_network():
     assert not torch.equal(a(x), c(x))
 
 
-def test_with_edges_of_its_own_a_supernet_has_them_and_no_affine_norms_in_its_cells():
+def test_a_supernet_with_given_edges_has_them_and_no_affine_norms_in_its_cells():
     made = []
 
     def edge(name, ops, C, stride, blend_only=()):
         made.append((name, C, stride))
         return choice_edge(name, ops, C, stride, blend_only)
 
-    net = SMALL.supernet(seed=3, edge=edge).net
+    supernet = SMALL.supernet(edge=edge)
     assert made == [(name, C, 1) for C in (4, 4, 8, 8) for name in EDGE_NAMES]
-    norms = {cell: [m for m in cell.modules() if isinstance(m, nn.BatchNorm2d)] for cell in net if type(cell) is Cell}
-    assert all(len(found) == 12 and not any(m.affine for m in found) for found in norms.values())
-    arch = uniform("conv3x3")
-    affine = 4 * 6 * 2 * (4 + 8) // 2  # two stages of two cells, six convolutions each, scale and shift
-    assert SMALL.cost.params(arch) - count_params(SMALL.supernet(edge=edge).extract(arch)) == affine
+    cells = [m for m in supernet.modules() if isinstance(m, Cell)]
+    norms = [m for cell in cells for m in cell.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 4 * 6 * 2
+    assert not any(m.affine for m in norms)
+    assert any(m.affine for m in supernet.modules() if isinstance(m, nn.BatchNorm2d))  # of stem, reduction and head
+    arch = uniform("conv3x3")  # without them, each of the 24 convolutions lacks a scale and a shift
+    assert SMALL.cost.params(arch) - count_params(supernet.extract(arch)) == 2 * 12 * (4 + 8)
+
+
+@pytest.mark.parametrize("make", [darts, partial(pc_darts, 2)], ids=["darts", "pc-darts"])
+def test_a_gradient_finds_a_cell_without_none(make):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(20) % 10
+    data = Split(torch.randn(20, 1, 8, 8, generator=g), y)
+    search = make(schedule=Schedule(epochs=1, batch_size=10))
+    search.setup(Problem(SMALL))
+    search.prepare(Context(Dataset("noise", data, data, None, "classification", 10), Recipe(epochs=1)))
+    state = search.state
+    nodes = {"n2", "n3"} if state.mix.weigh_edges else set()  # node 1 has one edge: nothing to weigh
+    assert set(state.logits) == {*EDGE_NAMES, *nodes}
+    assert all(state.parameters.rows[name].labels == OPS for name in EDGE_NAMES)
+    for name in EDGE_NAMES:
+        state.logits[name].data = torch.tensor([9.0, 0.0, 0.0, 1.0, 0.0])
+    assert search.select(state) == uniform("conv3x3")
+    arch = search.ask().arch
+    x = data.x[:4]
+    with torch.no_grad():
+        blended = state.output(x, state.parameters.one_hot(arch))
+        torch.testing.assert_close(blended, state.supernet.extract(arch)(x), rtol=0, atol=1e-6)
 
 
 # --- canonical forms -----------------------------------------------------------------------------------------------

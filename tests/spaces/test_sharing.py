@@ -8,15 +8,8 @@ from torch import nn
 from archipel.core.choice import Fixed, Width
 from archipel.core.errors import SpaceError
 from archipel.search.live_update import LiveUpdate
-from archipel.spaces.sharing import (
-    DropPath,
-    DynamicConv2d,
-    DynamicLinear,
-    Sharing,
-    cell_space,
-    elastic_mlp_space,
-    pooled,
-)
+from archipel.spaces.dynamic import DropPath, DynamicConv2d, DynamicLinear, pooled
+from archipel.spaces.sharing import Sharing, cell_space, elastic_mlp_space
 
 CELLS = partial(cell_space, (1, 8, 8), 5, channels=8, cells=2)
 SHARINGS = [

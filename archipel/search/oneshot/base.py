@@ -9,9 +9,10 @@ from archipel.core.decision import Arch
 from archipel.core.errors import UsageError
 from archipel.core.supernet import Supernet
 from archipel.search.oneshot.evolution import Found
+from archipel.search.oneshot.factors import Factors
 from archipel.search.oneshot.samplers import Sampler, make_sampler
 from archipel.search.oneshot.shared_evaluation import SharedEvaluator, calibration_inputs, warn_of_overlap
-from archipel.search.oneshot.supernet_training import Factors, TrainingLog, configure_batch_norm, train_supernet
+from archipel.search.oneshot.supernet_training import TrainingLog, configure_batch_norm, train_supernet
 from archipel.search.strategy import Context, Strategy, Trial
 from archipel.spaces.module_space import ModuleSpace
 

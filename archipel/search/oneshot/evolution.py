@@ -129,9 +129,9 @@ class _Breeder:
             return
         for arch in archs:
             key = self.space.canonical(arch)
-            if key not in self.illegal and key not in self.members and key not in self.found.scored:
-                if self.feasible is not None and not self.feasible(arch):
-                    self.illegal.add(key)
+            judged = key in self.illegal or key in self.members or key in self.found.scored
+            if not judged and self.feasible is not None and not self.feasible(arch):
+                self.illegal.add(key)
             yield key, key not in self.illegal
 
     def fill(self, size: int, rng: Random) -> None:

@@ -22,8 +22,8 @@ from __future__ import annotations
 from archipel.core.registry import Paper, register
 from archipel.search.oneshot.base import OneShot
 from archipel.search.oneshot.evolution import Evolution, Found, evolve
+from archipel.search.oneshot.factors import Factors
 from archipel.search.oneshot.shared_evaluation import SharedEvaluator
-from archipel.search.oneshot.supernet_training import Factors
 from archipel.search.strategy import Context
 
 

@@ -4,7 +4,7 @@ Yu, Ranftl, Salzmann. How to Train Your Super-Net: An Analysis of Training Heuri
 https://arxiv.org/abs/2003.04276
 
 The search is held fixed, random architectures scored by inherited weights, and fourteen factors of the supernet
-(:class:`~archipel.search.oneshot.supernet_training.Factors`) are varied, each from the profile ``baseline``, under
+(:class:`~archipel.search.oneshot.factors.Factors`) are varied, each from the profile ``baseline``, under
 several seeds. For every setting, against stand-alone accuracies of the same architectures:
 
     supernet accuracy     mean over the architectures
@@ -35,9 +35,10 @@ from archipel.search.metrics import kendall_tau, p_surpass_random, rank_from_wor
 from archipel.search.oneshot.base import OneShot
 from archipel.search.oneshot.evolution import random_search
 from archipel.search.oneshot.factor_report import Row, Study, shown
+from archipel.search.oneshot.factors import BASELINE, Factors
 from archipel.search.oneshot.shared_evaluation import SharedEvaluator, calibration_inputs
 from archipel.search.oneshot.stand_alone import Truth
-from archipel.search.oneshot.supernet_training import BASELINE, Factors, configure_batch_norm, train_supernet
+from archipel.search.oneshot.supernet_training import configure_batch_norm, train_supernet
 from archipel.search.strategy import Context
 from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.sharing import Sharing
@@ -129,6 +130,7 @@ class _Plan:
     draws: int
     calibration: int
     checkpoints: Checkpoints
+    population: Sequence[float] | None
     settings: list[tuple[str, Any, Factors]] = field(default_factory=list)
 
 
@@ -143,6 +145,7 @@ def factor_study(
     tuning: float = 0.0,
     tolerance: float = 1e-3,
     draws: int = 10,
+    population: Sequence[float] | None = None,
     calibration: int = 2048,
     checkpoints: Checkpoints | None = None,
     progress: Callable[[str, float], None] = lambda what, fraction: None,
@@ -158,6 +161,8 @@ def factor_study(
         tuning: fraction of the architectures kept for :meth:`Study.best_setting`.
         tolerance: of the sparse tau, in the unit of the truth.
         draws: n of p > random.
+        population: true accuracies of the whole space, in which the picked architecture's rank counts; by default
+            those of the reported architectures.
         calibration: training examples, where batch norms are recalibrated.
         checkpoints: finished supernets are read from here instead of trained again.
 
@@ -170,7 +175,7 @@ def factor_study(
     report, tune = _split(truth, tuning)
     plan = _Plan(
         _host_of(host), dataset, report, tune, tolerance, draws, calibration, checkpoints or Checkpoints(),
-        settings=[("baseline", None, baseline)],
+        population, settings=[("baseline", None, baseline)],
     )  # fmt: skip
     for factor, values in vary.items():
         for value in values:
@@ -230,6 +235,7 @@ def _row(plan: _Plan, factor: str, value: Any, factors: Factors, seed: int) -> R
     mine = scores[: len(report.archs)]
     order = np.argsort(-np.asarray(mine), kind="stable")
     true = report.mean
+    population = true if plan.population is None else plan.population
     return Row(
         factor=factor,
         value=value,
@@ -238,7 +244,7 @@ def _row(plan: _Plan, factor: str, value: Any, factors: Factors, seed: int) -> R
         tau=kendall_tau(true, mine),
         sparse_tau=sparse_kendall_tau(true, mine, plan.tolerance),
         spearman=spearman(true, mine),
-        p_random=p_surpass_random(rank_from_worst(float(true[order[0]]), true), len(true), plan.draws),
+        p_random=p_surpass_random(rank_from_worst(float(true[order[0]]), population), len(population), plan.draws),
         picked=report.archs[order[0]],
         picked_accuracy=float(true[order[0]]),
         top5_accuracy=float(true[order[:5]].mean()),

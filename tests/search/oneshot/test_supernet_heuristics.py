@@ -15,11 +15,12 @@ from archipel.core.storage import Checkpoints
 from archipel.data.dataset import Dataset, Split
 from archipel.search.metrics import kendall_tau, noise_ceiling, p_surpass_random, rank_from_worst, sparse_kendall_tau
 from archipel.search.oneshot.factor_report import Row, Study
+from archipel.search.oneshot.factors import BASELINE, FACTORS, Factors
 from archipel.search.oneshot.samplers import make_sampler
 from archipel.search.oneshot.shared_evaluation import SharedEvaluator
 from archipel.search.oneshot.stand_alone import Truth, stand_alone_truth, train_alone
 from archipel.search.oneshot.supernet_heuristics import SupernetRandomSearch, factor_study
-from archipel.search.oneshot.supernet_training import BASELINE, FACTORS, Factors, configure_batch_norm, train_supernet
+from archipel.search.oneshot.supernet_training import configure_batch_norm, train_supernet
 from archipel.search.strategy import Context, Problem
 from archipel.search.training import Recipe
 from archipel.spaces.layers import ElasticConv2d
@@ -256,6 +257,13 @@ def test_the_table_begins_with_a_random_architecture_and_shows_spread(digits, tr
     assert "epochs = 1" in text
     assert f"tau between stand-alone seeds: {study.ceiling:.3f}" in text
     assert set(study.correlations()) == {"accuracy", "tau", "sparse_tau"}
+
+
+def test_the_picked_rank_counts_in_the_whole_space_where_that_is_known(digits, truth):
+    population = [*truth.mean, *np.linspace(2, 3, 90)]  # ninety better ones
+    row = factor_study(perceptrons, digits, truth, {}, QUICK, (0, 1), population=population).rows[0]
+    rank = int((truth.mean <= row.picked_accuracy).sum())
+    assert row.p_random == pytest.approx((rank / 100) ** 10)
 
 
 def rows(*taus_and_picks):
