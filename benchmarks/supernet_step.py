@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -115,13 +116,13 @@ def compare(space: ModuleSpace, figures: Figures) -> None:
         super_step(arch), step()
         times: list[tuple[float, float]] = []
         for r in range(REPEATS):
-            first, second = (lambda: super_step(arch), step)[:: 1 if r % 2 else -1]
+            order = 1 if r % 2 else -1
+            first, second = (partial(super_step, arch), step)[::order]
             a = clock()
             first()
             b = clock()
             second()
-            c = clock()
-            times.append((b - a, c - b)[:: 1 if r % 2 else -1])
+            times.append((b - a, clock() - b)[::order])
         on_path.append(statistics.median(t for t, _ in times))
         extracted.append(statistics.median(t for _, t in times))
         ratios.append(statistics.median(s / e for s, e in times))

@@ -68,15 +68,14 @@ def ours_saved() -> float:
         arm = Arm("search", strategy, problem, Budget(trials=EVALUATIONS), run.journal, key=None)
         run_table(arm, table.evaluate)
         saved = sum(1 for _ in run.journal.db.execute("SELECT id FROM trials"))
-    assert saved == EVALUATIONS and arm.best is not None
+    assert saved == EVALUATIONS, f"{saved} trials on disk"
+    assert arm.best is not None
     return arm.best.metrics["accuracy"]
 
 
 def syne_tune() -> float:
     space = {name: choice(list(OPS)) for name in EDGE_NAMES}
-    scheduler = REA(
-        space, metric="accuracy", do_minimize=False, random_seed=0, population_size=P, sample_size=S
-    )
+    scheduler = REA(space, metric="accuracy", do_minimize=False, random_seed=0, population_size=P, sample_size=S)
     best, now = 0.0, datetime.datetime.now()
     for i in range(EVALUATIONS):
         config = scheduler.suggest().config

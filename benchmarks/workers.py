@@ -66,7 +66,8 @@ def search_with(workers: int) -> Measured:
         spent = time.perf_counter() - started
         search.crew.close()
     failures = [o.failure for o in outcomes if o.failure] + [t.failure for t in arm.trials if t.failure]
-    assert not failures and len(arm.trials) == TRIALS, failures or f"{len(arm.trials)} trials instead of {TRIALS}"
+    assert not failures, failures
+    assert len(arm.trials) == TRIALS, f"{len(arm.trials)} trials instead of {TRIALS}"
     assert not arm.ledger.cached, "a repeated architecture would be no trial"
     return Measured(workers, start, spent, arm.ledger.trial_seconds)
 

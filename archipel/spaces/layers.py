@@ -23,7 +23,7 @@ def _param(t: Tensor) -> nn.Parameter:
 
 
 def _first(t: Tensor, n: int, axis: int = 0) -> Tensor:
-    """The first ``n`` along an axis; the tensor itself if that is all, since even an idle slice costs autograd time."""
+    """The first ``n`` along an axis; the tensor itself if that is all."""
     return t if t.shape[axis] == n else t.narrow(axis, 0, n)
 
 
@@ -119,14 +119,12 @@ class _ElasticConv(Undecided):
 
     def _now(self, decider: Decider) -> tuple[Tensor, Tensor | None, int, int]:
         """Weight, bias, padding and groups in use."""
-        i, o, k = (size_at(s, decider) for s in self.sizes)
-        weight = _first(self.weight, o)
-        if not self.depthwise:
-            weight = _first(weight, i, axis=1)
-        margin = (weight.shape[-1] - k) // 2
-        if margin:
-            for axis in range(2, 2 + self.dims):
-                weight = weight.narrow(axis, margin, k)
+        weight = self.weight
+        for axis, s in enumerate(self._slices(decider)):
+            size = s.stop - (s.start or 0)
+            if size < weight.shape[axis]:  # even an idle slice costs autograd time
+                weight = weight.narrow(axis, s.start or 0, size)
+        o, k = weight.shape[0], weight.shape[-1]
         bias = None if self.bias is None else _first(self.bias, o)
         return weight, bias, self.dilation[0] * (k // 2), o if self.depthwise else 1
 

@@ -17,17 +17,18 @@ from archipel.core.space import Space
 from archipel.data.dataset import Dataset, Split
 from archipel.search.blackbox.asha import ASHA
 from archipel.search.blackbox.mobster import MOBSTER
-from archipel.search.config import Budget
-from archipel.search.driver import load_result, resume, search
+from archipel.search.config import Budget, SearchConfig
+from archipel.search.driver import load_result, resume, run_search, search
 from archipel.search.loop import Arm
 from archipel.search.strategy import Problem, Strategy
+from archipel.search.tables import Table
 from archipel.search.training import Recipe
 from archipel.search.worker import Blueprint, Job, Outcome, Workshop
 from archipel.spaces.layers import ElasticLinear
 from archipel.spaces.module_space import ModuleSpace
 
 EPOCHS = 9
-RECIPE = Recipe(epochs=EPOCHS, batch_size=32, lr=0.02)
+RECIPE = Recipe(epochs=EPOCHS, batch_size=96, lr=0.1)
 CONTINUED, ANEW = ["asha", "mobster", "hyperband"], ["bohb"]
 every = pytest.mark.parametrize("strategy", CONTINUED + ANEW)
 
@@ -62,7 +63,8 @@ def _light_export(monkeypatch):
         return {"architecture.json": ""}
 
     monkeypatch.setattr("archipel.search.finish.export_network", export)
-    monkeypatch.setattr("archipel.search.finish.write_html", lambda *args: None)
+    for module in ("finish", "table_run"):
+        monkeypatch.setattr(f"archipel.search.{module}.write_html", lambda *args: None)
 
 
 def go(out, strategy, **settings):
@@ -110,6 +112,7 @@ def test_a_run_promotes_finishes_and_leaves_the_final_weights_only(tmp_path, str
     trials = rows(tmp_path / "run")
     assert report["status"] == "finished"
     assert report["failures"] == []
+    assert not any("No trial of the strategy" in note for note in report["notes"])
     assert {t["resource"] for t in trials} == {1, 3, EPOCHS}
     assert any(t["resume"] is not None for t in trials) == (strategy in CONTINUED)
     assert len(checkpoints(tmp_path / "run")) == 1
@@ -201,12 +204,14 @@ def test_partly_trained_weights_stay_as_long_as_they_may_be_promoted(tmp_path, m
 
 
 @every
-@pytest.mark.parametrize("after", [13, 20])
-def test_a_run_that_is_killed_anywhere_ends_like_an_undisturbed_one(tmp_path, monkeypatch, strategy, after):
+def test_a_run_that_is_killed_and_killed_again_ends_like_an_undisturbed_one(tmp_path, monkeypatch, strategy):
     whole = go(tmp_path / "whole", strategy).report
-    alive = raise_at(monkeypatch, lambda n, job: n == after + 1)
+    alive = raise_at(monkeypatch, lambda n, job: n in (9, 18, 23))  # the last one in the final training
     with pytest.raises(Stop):
         go(tmp_path / "run", strategy)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            resume(tmp_path / "run", space=space(), data=data())
     alive()
     resumed = resume(tmp_path / "run", space=space(), data=data()).report
     for part in ("chosen", "trials", "pareto", "failures"):
@@ -235,7 +240,7 @@ def test_the_baseline_gets_as_many_epochs_and_trains_all_of_its_networks_in_full
 
 
 def test_if_nothing_was_trained_in_full_the_best_after_most_training_is_taken_and_the_report_says_so(tmp_path):
-    report = go(tmp_path / "run", ASHA(min_results=2), budget=5, baseline=1.0).report
+    report = go(tmp_path / "run", "asha", budget=5, baseline=1.0).report
     trials = rows(tmp_path / "run")
     assert {t["resource"] for t in trials} == {1, 3}
     most = [t["arch"] for t in trials if t["resource"] == 3]
@@ -243,7 +248,6 @@ def test_if_nothing_was_trained_in_full_the_best_after_most_training_is_taken_an
     assert any("No trial of the strategy had all 9 epochs" in n and "after 3" in n for n in report["notes"])
     assert "mean" not in report["random"]  # results after 3 epochs are not set against those after 9
     assert report["random"]["final_test"]["chosen"] == report["chosen"]["metrics"]["test_accuracy"]
-    assert not any("No trial of the strategy" in n for n in go(tmp_path / "b", "asha", baseline=1.0).report["notes"])
 
 
 @pytest.mark.parametrize("strategy", ["asha", "bohb"])
@@ -286,3 +290,15 @@ def test_an_arm_prefers_more_training_to_a_better_score(tmp_path):
         arm.tell(trial, Outcome({"accuracy": accuracy}))
         best.append((arm.best.id, [t.id for t in arm.contenders()], len(arm.complete_trials())))
     assert best == [(0, [0], 0), (1, [1], 0), (2, [1, 2], 0), (2, [1, 2], 0), (4, [4], 1)]
+
+
+@pytest.mark.parametrize("strategy", ["asha", "mobster", "hyperband"])
+def test_on_a_table_where_a_lookup_is_all_there_is_every_trial_is_complete(tmp_path, monkeypatch, strategy):
+    s = Space([Decision(name, [0, 1, 2, 3]) for name in "abc"])
+    table = Table(s, ["accuracy"], {s.canonical(a): (sum(a.values()) / 9,) for a in s.enumerate()}, s.canonical)
+    monkeypatch.setattr("archipel.search.table_run.open_table", lambda name: table)
+    config = SearchConfig(data="table:sums", strategy=strategy, budget=Budget(trials=30))
+    report = run_search(config, tmp_path / "run").report
+    assert {t["resource"] for t in report["trials"] if t["arm"] == "search"} == {1}
+    assert report["chosen"]["metrics"]["val_accuracy"] == max(t["metrics"]["accuracy"] for t in report["trials"][:30])
+    assert not any("No trial of the strategy" in note for note in report["notes"])

@@ -235,4 +235,6 @@ def test_equal_architectures_are_counted_once(monkeypatch):
     assert len({made.cost.params(dict(reversed(arch.items()))) for _ in range(3)} | {made.cost.params(arch)}) == 1
     assert len(calls) == 1
     assert np.isfinite(made.cost.macs(arch))
+    assert len(calls) == 1  # another cost of the same network needs no second one
+    assert np.isfinite(made.cost.macs(made.sample(Random(1))))
     assert len(calls) == 2

@@ -30,7 +30,7 @@ from archipel.core.registry import Paper, register
 from archipel.search.blackbox.asha import AsynchronousHalving, Configuration
 from archipel.search.strategy import Problem
 from archipel.search.surrogates.acquisition import log_expected_improvement, log_mean
-from archipel.search.surrogates.gp import Posterior, believe, fantasise, fit, standardise
+from archipel.search.surrogates.gp import Posterior, believe, fantasise, fit, one_thread, standardise
 from archipel.search.surrogates.kernels import ExponentialDecay, Kernel, Matern52
 
 KERNELS = ("matern", "decay")
@@ -178,7 +178,8 @@ class MOBSTER(AsynchronousHalving):
         candidates = self.random_candidates() if len(losses) >= 2 else []
         if not candidates:
             return self.unseen()
-        return self.maximise(self.acquisition(Z, losses), candidates)
+        with one_thread():
+            return self.maximise(self.acquisition(Z, losses), candidates)
 
     def random_candidates(self) -> list[Arch]:
         """Distinct feasible architectures that were not started yet."""

@@ -24,7 +24,6 @@ contributes little, as the mean of -A grad log P(V) vanishes with the mean of A.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
@@ -37,14 +36,14 @@ import torch
 
 from archipel.core.choice import Fixed
 from archipel.core.decision import Arch
-from archipel.core.errors import DataError, RunError, UsageError, suggest
+from archipel.core.errors import RunError, UsageError, suggest
 from archipel.core.registry import Paper, register
-from archipel.core.supernet import Supernet
 from archipel.cost.table import archs_of
-from archipel.data.dataset import Dataset, Split
+from archipel.data.dataset import Dataset
+from archipel.search.oneshot.child_quality import check_inputs, quality, random_batch
 from archipel.search.oneshot.feasible_policy import FactorisedPolicy, FeasibleSet
 from archipel.search.oneshot.rejection import PolicySearch, check_policy_settings
-from archipel.search.oneshot.shared_evaluation import SharedEvaluator, batch_statistics
+from archipel.search.oneshot.shared_evaluation import SharedEvaluator
 from archipel.search.strategy import Context, Strategy, Trial
 from archipel.search.training import loss_of
 
@@ -213,14 +212,14 @@ class TabNAS(Strategy):
             return
         self.supernet.seat.decider = Fixed(archs_of(self.problem.space, y)[0])
         torch.manual_seed(seed * 100_003 + step)  # dropout
-        batch = _batch(data.train, self.batch_size, rng)
+        batch = random_batch(data.train, self.batch_size, rng)
         self.supernet.train()
         loss = loss_of(data.task, self.supernet(batch.x), batch.y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if not warming:
-            self.search.learn(y, quality(self.supernet, _batch(data.val, self.batch_size, rng), data.task), rng)
+            self.search.learn(y, quality(self.supernet, random_batch(data.val, self.batch_size, rng), data.task), rng)
 
     def _settings(self) -> dict[str, Any]:
         names = (
@@ -282,37 +281,3 @@ class TabNAS(Strategy):
 
     def shared_scores(self, archs: Sequence[Arch]) -> list[float] | None:
         return None if self.search is None else self.evaluator.scores(archs)
-
-
-def check_inputs(data: Dataset) -> None:
-    """Refuse inputs that are no finite numbers.
-
-    Raises:
-        DataError: says what they are.
-    """
-    for name, split in (("training", data.train), ("validation", data.val)):
-        if not split.x.is_floating_point():
-            raise DataError(
-                f"{data.name}: the {name} inputs are {split.x.dtype}, not numbers to compute with. Encode categories, "
-                f"for instance one-hot, when the table is loaded."
-            )
-        if len(split) == 0 or not torch.isfinite(split.x).all():
-            raise DataError(f"{data.name}: the {name} inputs are empty or hold NaN or infinity. Fill or drop them.")
-
-
-def _batch(data: Split, size: int, rng: np.random.Generator) -> Split:
-    index = rng.choice(len(data), min(size, len(data)), replace=False)
-    return data.take(torch.from_numpy(index))
-
-
-@torch.no_grad()
-def quality(net: Supernet, batch: Split, task: str) -> float:
-    """Accuracy of the active network on a batch, or R² no lower than -1; batch norms use the batch's statistics."""
-    net.eval()
-    normed = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
-    with batch_statistics(net) if normed else contextlib.nullcontext():
-        out = net(batch.x)
-    if task == "regression":
-        residual = float(((out - batch.y) ** 2).sum())
-        return max(-1.0, 1.0 - residual / max(1e-12, float(((batch.y - batch.y.mean(0)) ** 2).sum())))
-    return float((out.argmax(-1) == batch.y).double().mean())

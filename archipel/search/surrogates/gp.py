@@ -14,15 +14,33 @@ targets over the same inputs: these share one Cholesky factor, which further poi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import lru_cache
+
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, get_lapack_funcs, solve_triangular
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from archipel.core.errors import ShapeError, UsageError
 from archipel.search.surrogates.kernels import Kernel
 
 MIN_VARIANCE = 1e-12  # of a prediction, in standardised units: rounding may leave it slightly negative
 JITTERS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4)  # tried on the diagonal in turn, in units of its mean
+
+
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, which takes a while
+
+
+def one_thread() -> AbstractContextManager:
+    """Linear algebra on a single thread inside this context.
+
+    Results are then equal to the last bit however many cores there are, so that a search can be replayed elsewhere;
+    and matrices of some hundred rows are not worth waking other threads for.
+    """
+    return _controller().limit(limits=1, user_api="blas")
 
 
 def standardise(y: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from archipel.core.decision import Decision, Real
 from archipel.core.errors import UsageError
@@ -175,6 +176,21 @@ def test_the_cap_on_observations_does_not_end_refitting(monkeypatch):
     monkeypatch.setattr(module, "fit", lambda kernel, Z, y, *rest: fits.append(len(y)) or kernel.start())
     after(MOBSTER(max_observations=20, candidates=10), 60)
     assert fits.count(20) >= 3
+
+
+def test_the_model_is_computed_on_one_thread_so_that_a_search_replays_on_any_number_of_cores(monkeypatch):
+    seen, fit = [], module.fit
+
+    def watched(*args):
+        seen.extend(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
+        return fit(*args)
+
+    monkeypatch.setattr(module, "fit", watched)
+    with threadpool_limits(2, user_api="blas"):
+        after(MOBSTER(candidates=10), 12)
+        outside = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+    assert set(seen) == {1}
+    assert set(outside) == {2}
 
 
 # --- proposals ------------------------------------------------------------------------------------------------------
