@@ -73,14 +73,19 @@ def commands_of(text: str) -> list[tuple[int, str]]:
 
 
 def parse(command: str) -> None:
-    """Let click parse a command without running it; the first of a pipe or a list."""
+    """Let click parse a command without running it; the first of a pipe or a list.
+
+    Raises:
+        click.ClickException: what the command line would say about it.
+    """
     words = []
     for word in shlex.split(command, comments=True)[1:]:
         if word in ("|", "&&", ";", ">", "2>", "&"):
             break
         words.append(word)
     if words and words[0] in main.commands:
-        main.commands[words[0]].make_context(words[0], words[1:])
+        with contextlib.suppress(click.exceptions.Exit):  # --help
+            main.commands[words[0]].make_context(words[0], words[1:])
     else:
         assert set(words) <= {"--help", "-h", "--version"}, f"no such command: {command}"
 
