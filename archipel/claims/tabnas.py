@@ -35,7 +35,7 @@ from archipel.spaces.mlp import mlp_space
 
 EXACT, SAMPLED, SKIP = "tabnas, exact P(V)", "tabnas, sampled P(V)", "skip, no correction"
 MILD, STRONG, ONE_SIDED = "abs reward, beta -0.5", "abs reward, beta -2", "max penalty, beta -1"
-BARE, BARE_SKIP, RANDOM = "tabnas, no baseline", "skip, no correction or baseline", "random feasible"
+RANDOM = "random feasible"
 ARMS: dict[str, dict[str, Any]] = {
     EXACT: {"probability": "exact"},
     SAMPLED: {"probability": "monte-carlo"},
@@ -43,12 +43,10 @@ ARMS: dict[str, dict[str, Any]] = {
     MILD: {"reward": "abs", "beta": -0.5},
     STRONG: {"reward": "abs", "beta": -2.0},
     ONE_SIDED: {"reward": "max", "beta": -1.0},
-    BARE: {"probability": "exact", "momentum": None},
-    BARE_SKIP: {"correction": False, "momentum": None},
 }
-ON_DIGITS = (EXACT, SKIP, MILD, STRONG)
-TOY_STEPS, TOY_RUNS = 600, 4  # runs for each seed of the claim
-STEPS, BATCH, ALONE, DRAWN = 600, 64, Recipe(epochs=40, batch_size=64), 10
+ON_DIGITS = (EXACT, SKIP, MILD)
+TOY_STEPS, TOY_RUNS, TUNING_RUNS = 600, 3, 2  # runs for each seed of the claim
+STEPS, BATCH, ALONE, DRAWN = 400, 64, Recipe(epochs=25, batch_size=64), 5
 GAIN = 0.20  # asserted
 
 TOY = mlp_space((2,), 1, widths=[2, 3, 4], depth=2, activations=["relu"], norms=["none"])
@@ -78,8 +76,8 @@ def digits_space() -> tuple[Space, Limits]:
 
 def _toy(arm: str, lr: float, seed: int) -> tuple[float, dict[str, float]]:
     """Mean quality of the answers of some runs, and what they were."""
-    answers, kept = [], []
-    for run in range(seed * TOY_RUNS, (seed + 1) * TOY_RUNS):
+    answers, kept, first = [], [], seed * TOY_RUNS
+    for run in range(first, first + (TUNING_RUNS if seed == TUNING_SEED else TOY_RUNS)):
         policy = FactorisedPolicy(TOY)
         feasible = FeasibleSet(policy, TOY_LIMITS.feasible, TOY_LIMITS.describe)
         if arm == RANDOM:
@@ -141,7 +139,7 @@ def _random_digits(seed: int) -> dict[str, float]:
         "feasible": float(np.mean([limits.feasible(a) for a in archs])),
         "params": float(np.mean(params)),
         "test": float(np.mean(accuracy)),
-        "best of 10": float(np.max(accuracy)),
+        "best drawn": float(np.max(accuracy)),
     }
 
 
@@ -179,9 +177,9 @@ def beats_random(t: Table) -> tuple[bool, str]:
     return gain >= GAIN, f"{_shown(t, EXACT, 'test')}; {_shown(t, RANDOM, 'test')}; gain {gain:+.3f}"
 
 
-def reaches_best_of_ten(t: Table) -> tuple[bool, str]:
-    text = f"{_shown(t, EXACT, 'test')}; {_shown(t, RANDOM, 'best of 10')}"
-    return t.mean(EXACT, "test") >= t.mean(RANDOM, "best of 10"), text
+def reaches_best_drawn(t: Table) -> tuple[bool, str]:
+    text = f"{_shown(t, EXACT, 'test')}; {_shown(t, RANDOM, 'best drawn')}"
+    return t.mean(EXACT, "test") >= t.mean(RANDOM, "best drawn"), text
 
 
 def higher(figure: str, arm: str, other: str, t: Table) -> tuple[bool, str]:
@@ -193,10 +191,10 @@ def correction_is_inert(t: Table) -> tuple[bool, str]:
     return bool(same), "; ".join(_shown(t, a, "toy 4-2") for a in (EXACT, SKIP))
 
 
-def penalties_break_the_limit(t: Table) -> tuple[bool, str]:
-    broken = 1 - np.concatenate([t.values(a, "feasible") for a in (MILD, STRONG)])
-    text = f"{broken.sum():.0f} of {len(broken)}; parameters: "
-    return bool(broken.mean() > 0.5), text + "; ".join(_shown(t, a, "params") for a in (MILD, STRONG))
+def penalty_breaks_the_limit(t: Table) -> tuple[bool, str]:
+    broken = 1 - t.values(MILD, "feasible")
+    text = f"{broken.sum():.0f} of {len(broken)}; parameters, {_shown(t, MILD, 'params')}"
+    return bool(broken.mean() > 0.5), text
 
 
 def one_sided_works(t: Table) -> tuple[bool, str]:
@@ -207,9 +205,9 @@ CLAIM = Claim(
     slug="tabnas",
     statement="Under a hard limit a policy that rejects infeasible samples finds better feasible networks than one "
     "whose reward penalises them, with no penalty to tune.",
-    scale="Toy: 9 networks with known qualities, 6 feasible, 600 steps, 4 runs a seed. Digits with noise of 0.3 "
-    "(800/400/597): 216 perceptrons of three layers, a quarter of the largest's parameters allowed, 600 supernet "
-    "steps, 520 steps alone. Learning rates of the controller 0.01, 0.02, 0.05 for every arm.",
+    scale="Toy: 9 networks with known qualities, 6 feasible, 600 steps, 3 runs a seed. Digits with noise of 0.3 "
+    "(800/400/597): 216 perceptrons of three layers, a quarter of the largest's parameters allowed, 400 supernet "
+    "steps, 325 steps alone. Learning rates of the controller 0.01, 0.02, 0.05 for every arm.",
     arms=[
         ClaimArm(EXACT, "method"),
         ClaimArm(SAMPLED, "method"),
@@ -217,8 +215,6 @@ CLAIM = Claim(
         ClaimArm(MILD, "rival"),
         ClaimArm(STRONG, "rival"),
         ClaimArm(ONE_SIDED, "rival"),
-        ClaimArm(BARE, "method"),
-        ClaimArm(BARE_SKIP, "untreated"),
         ClaimArm(RANDOM, "trivial"),
     ],
     measure=measure,
@@ -228,20 +224,17 @@ CLAIM = Claim(
               finds_the_best),
         Check("On digits the answer is better than the mean random feasible network by at least 20 points",
               beats_random),
-        Check("On digits it is no worse than the best of 10 random feasible networks", reaches_best_of_ten, False),
+        Check("On digits it is no worse than the best of 5 random feasible networks", reaches_best_drawn, False),
         Check("On the toy it finds 4-2 more often than the absolute reward with beta -0.5",
               partial(higher, "toy 4-2", EXACT, MILD), False),
         Check("On the toy it finds 4-2 more often than the absolute reward with beta -2",
               partial(higher, "toy 4-2", EXACT, STRONG), False),
         Check("On the toy a one-sided penalty finds 4-2 in 9 of 10 runs", one_sided_works, False),
         Check("On the toy the correction changes nothing beside an up-to-date baseline", correction_is_inert, False),
-        Check("On the toy and without a baseline the correction finds 4-2 more often",
-              partial(higher, "toy 4-2", BARE, BARE_SKIP), False),
-        Check("On digits most answers of the absolute reward break the limit", penalties_break_the_limit, False),
+        Check("On digits most answers of the absolute reward with beta -0.5 break the limit",
+              penalty_breaks_the_limit, False),
         Check("On digits it is better than the best feasible choice of the absolute reward with beta -0.5",
               partial(higher, "test", EXACT, MILD), False),
-        Check("On digits it is better than the best feasible choice of the absolute reward with beta -2",
-              partial(higher, "test", EXACT, STRONG), False),
         Check("On digits it is better than without the correction", partial(higher, "test", EXACT, SKIP), False),
     ],
     grid=[{"lr": lr} for lr in (0.01, 0.02, 0.05)],

@@ -164,12 +164,13 @@ def test_every_command_on_the_page_parses(name):
             pytest.fail(f"{name}, line {line}: {command}\n{error.format_message()}")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_make_target_on_the_page_exists(name):
+def test_every_make_target_shown_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    text = PAGES[name].read_text()
-    shown = re.findall(r"(?:^\$? ?|`)make ((?:\w+ ?)+)(?=`|$| *#)", text, re.MULTILINE)
-    assert {word for row in shown for word in row.split()} <= targets
+    shown = set()
+    for path in PAGES.values():
+        for row in re.findall(r"(?:^\$? ?|`)make ((?:\w+ ?)+)(?=`|$| *#)", path.read_text(), re.MULTILINE):
+            shown |= set(row.split())
+    assert {"demo", "test"} <= shown <= targets
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
