@@ -58,7 +58,7 @@ class Table:
     """Figures by arm and seed.
 
     >>> t = Table({"a": [{"x": 1.0}, {"x": 3.0}]})
-    >>> t.mean("a", "x"), t.std("a", "x").round(3)
+    >>> t.mean("a", "x"), round(t.std("a", "x"), 3)
     (2.0, 1.414)
     """
 

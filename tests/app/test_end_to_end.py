@@ -216,23 +216,29 @@ def test_ctrl_c_exits_with_130_and_leaves_a_network(tmp_path):
         [sys.executable, "-m", "archipel.app.cli", "search", *FAST, "--budget", "10min", "--out", str(out), "--quiet"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # Whoever runs the tests in the background may have made their children deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while told(out) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=90)
+    try:
+        _, err = process.communicate(timeout=90)
+    finally:
+        process.kill()
     assert process.returncode == 130, err.decode()
     assert json.loads((out / "report.json").read_text())["status"] == "interrupted"
     assert (out / "model" / "program.pt2").exists()
 
 
-def test_the_library_and_the_help_are_there_within_a_second(tmp_path):
+def test_the_library_and_the_help_are_there_within_a_second_of_computing_and_without_torch():
     for code in ("import archipel", "from archipel.app.cli import main; main(['--help'], standalone_mode=False)"):
         seconds = []
         for _ in range(3):
-            started = time.monotonic()
+            before = os.times()
             checked = f"import sys; {code}; sys.exit('torch' in sys.modules)"
             assert subprocess.run([sys.executable, "-c", checked], stdout=subprocess.DEVNULL).returncode == 0
-            seconds.append(time.monotonic() - started)
+            after = os.times()
+            seconds.append(sum(after[2:4]) - sum(before[2:4]))
         assert min(seconds) < 1.0

@@ -392,7 +392,7 @@ def test_evaluation_that_cannot_be_is_refused(digits, width_space):
     supernet, none = width_space.supernet(), digits.train.take(torch.tensor([], dtype=torch.long))
     with pytest.raises(UsageError, match="recalibration needs at least 2 training inputs, but got 0"):
         SharedEvaluator(supernet, digits.val, "classification", "recalibrated", none.x)
-    with pytest.raises(UsageError, match="at least one batch of training inputs"):
+    with pytest.raises(UsageError, match="at least one batch of two training inputs"):
         recalibrate(supernet, none.x)
     with pytest.raises(UsageError, match="empty validation split"):
         SharedEvaluator(supernet, none, "classification", "batch")
