@@ -27,7 +27,7 @@ from archipel.search.strategy import Context, Problem
 from archipel.search.training import Recipe
 from archipel.spaces.darts import DartsSpace
 
-SHAPE, CLASSES, C, LAYERS, BATCH, ROUNDS = (3, 32, 32), 10, 16, 8, 8, 5
+SHAPE, CLASSES, C, LAYERS, BATCH, ROUNDS = (3, 32, 32), 10, 16, 8, 4, 5
 PARTS = (1, 2, 4)
 
 

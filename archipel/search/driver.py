@@ -159,6 +159,7 @@ class Search:
         self.feasible = quick_limits(self.limits)
         folder = str(run.checkpoints.folder.resolve()) if run.checkpoints.folder else None
         by_name = not (config.data.startswith("object:") or config.space.startswith("object:"))
+        self.own_space = not config.space.startswith("object:") and ".py" not in config.space
         self.blueprint = Blueprint(
             key=uuid.uuid4().hex,
             data=config.data if by_name else dataset.without_test(),
@@ -272,7 +273,7 @@ class Search:
         arm.replay()
         keeper = _Keeper(self, arm)
         arm.on_told = keeper.told
-        run_crew(arm, self.crew, keeper.job, self._show)
+        run_crew(arm, self.crew, keeper.job, self._show, self.count_ahead)
         if arm.best is None and name == "search":
             reasons = sorted({t.failure for t in arm.trials if t.failure})
             raise RunError(
@@ -290,6 +291,16 @@ class Search:
             if getter is not None:
                 out[name] = float(getter(arch))
         return out
+
+    def count_ahead(self, trial: Trial) -> None:
+        """Count a network while it is trained, so that no worker waits for that afterwards.
+
+        Not one from outside: its code may hang or crash, and is run here only once a worker has come through it.
+        """
+        if self.own_space:
+            model = self.parts.space.cost
+            for count in (model.params, model.macs):
+                count(trial.arch)  # the space remembers it
 
     def _show(self, arm: Arm) -> None:
         metric = self.objectives[0].metric

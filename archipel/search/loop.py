@@ -236,12 +236,21 @@ def run_table(
 
 
 def run_crew(
-    arm: Arm, crew: Crew, make_job: Callable[[Trial], Job], progress: Callable[[Arm], None] = lambda arm: None
+    arm: Arm,
+    crew: Crew,
+    make_job: Callable[[Trial], Job],
+    progress: Callable[[Arm], None] = lambda arm: None,
+    meanwhile: Callable[[Trial], None] = lambda trial: None,
 ) -> None:
-    """Run an arm with workers: as many trials in flight as there are workers, told as they finish."""
+    """Run an arm with workers: as many trials in flight as there are workers, told as they finish.
+
+    Args:
+        meanwhile: what can be done about a trial while it is in flight and no worker waits for us.
+    """
     flights = _Flights(crew, make_job)
     try:
-        for trial in list(arm.pending.values()):
+        launched = list(arm.pending.values())
+        for trial in launched:
             flights.launch(trial)
         while True:
             while len(flights) < crew.workers and (trial := arm.ask()) is not None:
@@ -250,8 +259,12 @@ def run_crew(
                     arm.tell(trial, Outcome(dict(earlier.metrics)), cached=True)
                 else:
                     flights.launch(trial)
+                    launched.append(trial)
             if not len(flights):
                 break
+            for trial in launched:
+                meanwhile(trial)
+            launched.clear()
             for trial, outcome in flights.landed():
                 arm.tell(trial, outcome)
                 arm.save_clock()

@@ -7,6 +7,7 @@ back, with a reason where there is no result.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -193,12 +194,13 @@ def start_process(blueprint: Blueprint, memory: int | None) -> None:
     """Initialise a local worker process: one thread, deaf to Ctrl-C, gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = os.getppid()
+    searching = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
+        # Not the parent by the system's count, which is the fork server: that one lives as long as its children.
+        if searching is not None:
+            searching.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     _blueprints[blueprint.key] = blueprint

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -186,8 +187,11 @@ def test_sigkill_of_the_main_process_and_of_workers_loses_nothing_and_changes_no
             while process.poll() is None and told(out) < target + 1 and time.monotonic() < deadline:
                 time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGKILL)
         process.wait()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, "worker processes outlive the run"
         kills += 1
         kept, before = told(out), kept
         assert kept >= before
@@ -203,8 +207,6 @@ def test_sigkill_of_the_main_process_and_of_workers_loses_nothing_and_changes_no
 
 
 def workers_of(pid):
-    import psutil
-
     for child in psutil.Process(pid).children(recursive=True):
         if "forkserver" not in " ".join(child.cmdline()) or child.parent().pid != pid:
             yield child.pid

@@ -140,6 +140,17 @@ def test_equal_networks_are_trained_once(tmp_path):
     assert arm.ledger.cached > 0
 
 
+def test_what_can_be_done_meanwhile_is_done_once_for_each_launched_trial_before_it_is_told(tmp_path):
+    arm = make_arm(tmp_path, Budget(trials=60), key=SPACE.canonical)
+    done = []
+    arm.on_told = lambda trial: done.append(("told", trial.id))
+    crew = FakeCrew(lambda job: Outcome(fitness(job.arch), seconds=0.1), workers=2)
+    run_crew(arm, crew, job_of, meanwhile=lambda trial: done.append(("meanwhile", trial.id)))
+    meanwhile = [i for what, i in done if what == "meanwhile"]
+    assert len(meanwhile) == len(set(meanwhile)) == 60 - arm.ledger.cached
+    assert all(done.index(("meanwhile", i)) < done.index(("told", i)) for i in meanwhile)
+
+
 def test_a_trial_whose_worker_dies_is_tried_again_and_nothing_else_changes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
