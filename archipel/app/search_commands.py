@@ -109,13 +109,18 @@ def _carry_out(work: Callable[[Any], Any], folder: Path, quiet: bool, as_json: b
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)  # a polite kill is treated like Ctrl-C
+    interrupted = False
     try:
         with nullcontext() if quiet or as_json else Terminal() as progress:
             work(progress)
-    finally:
-        if (folder / "report.json").exists():
-            summary = _summary(load_result(folder).report)
-            click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
+    except KeyboardInterrupt:
+        interrupted = True
+    if (folder / "report.json").exists():
+        summary = _summary(load_result(folder).report)
+        click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
+    if interrupted:
+        click.echo(f"`archipel resume {folder}` goes on.", err=True)
+        raise KeyboardInterrupt
 
 
 def _summary(report: dict[str, Any]) -> dict[str, Any]:

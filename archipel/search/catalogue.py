@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from typing import Any
 
 from archipel.core.errors import UsageError, suggest
@@ -18,9 +19,13 @@ SHORT = {
 
 
 def strategies() -> dict[str, Method]:
-    """Registered methods that are strategies, by slug."""
-    found = discover()
-    return {s: m for s, m in found.items() if inspect.isclass(m.obj) and issubclass(m.obj, Strategy)}
+    """Registered methods that are strategies, or functions that make one, by slug."""
+    return {slug: method for slug, method in discover().items() if _makes_strategy(method.obj)}
+
+
+def _makes_strategy(obj: Any) -> bool:
+    made = obj if inspect.isclass(obj) else typing.get_type_hints(obj).get("return")
+    return inspect.isclass(made) and issubclass(made, Strategy)
 
 
 def make_strategy(name: str, options: dict[str, Any] | None = None) -> Strategy:

@@ -513,7 +513,8 @@ def load_result(path: str | Path) -> Result:
     """The result of a run that has a report."""
     from archipel.core.storage import read_json
 
-    return Result(Path(path), read_json(Path(path) / "report.json"))
+    # The folder may have been moved, or be looked at from another place than it was made in.
+    return Result(Path(path), read_json(Path(path) / "report.json") | {"run": str(path)})
 
 
 def export_run(path: str | Path, to: str | Path | None = None) -> tuple[Path, list[str]]:
