@@ -23,8 +23,8 @@ _WHERE = {
     "archipel.core.supernet": ["Supernet"],
     "archipel.data.dataset": ["Dataset", "Split"],
     "archipel.data.load": ["load"],
+    "archipel.search.api": ["resume", "search"],
     "archipel.search.config": ["Budget"],
-    "archipel.search.driver": ["resume", "search"],
     "archipel.search.training": ["Recipe"],
     "archipel.spaces.catalogue": ["make_space"],
     "archipel.spaces.layers": [
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from archipel.core.supernet import Supernet
     from archipel.data.dataset import Dataset, Split
     from archipel.data.load import load
+    from archipel.search.api import resume, search
     from archipel.search.config import Budget
-    from archipel.search.driver import resume, search
     from archipel.search.training import Recipe
     from archipel.spaces.catalogue import make_space
     from archipel.spaces.layers import (
@@ -67,8 +67,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
+        # Importing a module of a package binds the package's name here: `search` is then the package, which can be
+        # called, and must stay it, so that both `archipel.search(...)` and `archipel.search.pareto` work.
+        return globals().setdefault(name, value)
     raise AttributeError(f"module 'archipel' has no attribute {name!r}")
 
 

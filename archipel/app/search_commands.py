@@ -50,8 +50,8 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
     archipel search --data my_images/ --space mobile --budget 30min --out run/
     archipel search --data table.csv --space my_file.py:MyModel
     """
+    from archipel.search.api import default_folder, run_search
     from archipel.search.config import SearchConfig
-    from archipel.search.driver import default_folder, run_search
 
     recipe = settings(given["recipe"], "--recipe")
     if given["epochs"] is not None:
@@ -92,7 +92,7 @@ def search(quiet: bool, as_json: bool, out: Path | None, **given: Any) -> None:
 @json_option
 def resume(run: Path, workers: int | None, executor: str | None, quiet: bool, as_json: bool) -> None:
     """Go on with an interrupted run."""
-    from archipel.search.driver import resume as go_on
+    from archipel.search.api import resume as go_on
 
     changes = {k: v for k, v in {"workers": workers, "executor": executor}.items() if v is not None}
     _carry_out(lambda progress: go_on(run, progress, **changes), run, quiet, as_json)
@@ -103,7 +103,7 @@ def _carry_out(work: Callable[[Any], Any], folder: Path, quiet: bool, as_json: b
     import signal
 
     from archipel.app.progress import Terminal
-    from archipel.search.driver import load_result
+    from archipel.search.api import load_result
 
     def stop(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def _print_summary(s: dict[str, Any]) -> None:
 @json_option
 def report(run: Path, as_json: bool) -> None:
     """Print a run's figures and where its page is."""
-    from archipel.search.driver import load_result
+    from archipel.search.api import load_result
 
     if not (run / "report.json").exists():
         done = "" if (run / "config.json").exists() else " and no run there"
@@ -188,7 +188,7 @@ def report(run: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def export(run: Path, to: Path | None, as_json: bool) -> None:
     """Check the exported network of a run against its weights, and copy it where it is wanted."""
-    from archipel.search.driver import export_run
+    from archipel.search.api import export_run
 
     folder, files = export_run(run, to)
     click.echo(json.dumps({"folder": str(folder), "files": files}) if as_json else f"{folder}: {', '.join(files)}")

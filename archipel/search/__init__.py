@@ -1,6 +1,6 @@
 """Search: the run, strategies by ask/tell, and evaluation.
 
-This package can be called: ``archipel.search(...)`` is :func:`archipel.search.driver.search`. Importing any module of
+This package can be called: ``archipel.search(...)`` is :func:`archipel.search.api.search`. Importing any module of
 the package binds it to the name ``archipel.search``, so a function of the same name beside it would be lost.
 
 >>> import archipel
@@ -18,7 +18,7 @@ from typing import Any
 
 class _Callable(types.ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from archipel.search.driver import search
+        from archipel.search.api import search
 
         return search(*args, **kwargs)
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from random import Random
-from typing import Any
-
-from torch import nn
 
 from archipel.core.decision import Arch
 from archipel.core.errors import RunError, SpaceError, UsageError
@@ -31,11 +27,12 @@ from archipel.search.config import Budget, SearchConfig
 from archipel.search.executors import Crew
 from archipel.search.finish import FinalNetworks, finish
 from archipel.search.joint import with_hyperparameters
+from archipel.search.keeper import Keeper
 from archipel.search.loop import Arm, run_crew
 from archipel.search.schedulers import ReportingStrategy
 from archipel.search.strategy import Context, Objective, Problem, Strategy, Trial
-from archipel.search.training import Recipe, main_metric
-from archipel.search.worker import Blueprint, Job
+from archipel.search.training import main_metric
+from archipel.search.worker import Blueprint
 from archipel.spaces.catalogue import make_space
 
 
@@ -206,8 +203,16 @@ class Search:
             rng=Random(seed),
             feasible=self.feasible if self.config.limits else None,
             max_resource=self.config.recipe.epochs,
+            trials=self.expected_trials(),
             describe_limits=self.limits.describe,
         )
+
+    def expected_trials(self) -> int | None:
+        """How many full evaluations the budget pays for; None if it is in seconds."""
+        budget = self.config.budget
+        if budget.epochs is not None:
+            return max(1, budget.epochs // self.config.recipe.epochs)
+        return budget.trials
 
     def search_arm(self) -> Arm:
         strategy = self.parts.strategy
@@ -271,7 +276,7 @@ class Search:
             self.arm = arm
         self.progress.phase(name, budget.trials or budget.epochs or budget.seconds)
         arm.replay()
-        keeper = _Keeper(self, arm)
+        keeper = Keeper(self, arm)
         arm.on_told = keeper.told
         run_crew(arm, self.crew, keeper.job, self._show, self.count_ahead)
         if arm.best is None and name == "search":
@@ -307,242 +312,3 @@ class Search:
         best = "none yet" if arm.best is None else f"{metric} {arm.best.metrics[metric]:.4f}"
         unit = arm.budget.trials or arm.budget.epochs or arm.budget.seconds or 1.0
         self.progress.update(arm.spent() * unit, f"best {best}, {arm.ledger.failures} failed")
-
-
-class _Keeper:
-    """Makes an arm's jobs, and keeps on disk only the weights that may still be needed.
-
-    Those are the best trial's, and those of all partly trained ones that the strategy may continue.
-    """
-
-    def __init__(self, search: Search, arm: Arm) -> None:
-        self.search, self.arm = search, arm
-        self.kept = arm.best
-
-    def name(self, trial_id: int) -> str:
-        return f"{self.arm.name}-{trial_id}"
-
-    def job(self, trial: Trial) -> Job:
-        return Job(
-            name=self.name(trial.id),
-            arch=trial.arch,
-            epochs=trial.resource,
-            resume=None if trial.resume is None else self.name(self.arm.weights_of(trial.resume)),
-            full_epochs=trial.resource if _from_scratch(trial) else None,
-            save_above=float("-inf") if self.continuable(trial) else self.bar(trial),
-            metric=self.search.objectives[0].metric,
-            seconds=self.search.config.trial_seconds,
-        )
-
-    def continuable(self, trial: Trial) -> bool:
-        """Whether a later trial may resume this one."""
-        return not (self.arm.complete(trial) or _from_scratch(trial))
-
-    def bar(self, trial: Trial) -> float | None:
-        """The score from which on a trial would be the best so far; None if it cannot be or nobody wants it."""
-        best, first = self.arm.best, self.search.objectives[0]
-        if self.arm.name != "search" or (best and self.arm.resource(trial) < self.arm.resource(best)):
-            return None
-        if best and first.mode == "max" and self.arm.resource(trial) == self.arm.resource(best):
-            return best.metrics.get(first.metric, float("-inf"))
-        return float("-inf")
-
-    def told(self, trial: Trial) -> None:
-        dropped: Trial | None = trial
-        if self.arm.best is trial:
-            dropped, self.kept = self.kept, trial
-        if dropped is not None and not self.continuable(dropped):
-            self.search.run.checkpoints.delete(self.name(dropped.id))
-
-
-def _from_scratch(trial: Trial) -> bool:
-    """Whether it is trained with a schedule over its own epochs, not as the start of a full training."""
-    return bool((trial.info or {}).get("from_scratch"))
-
-
-# --- the face for Python -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Result:
-    """A finished run.
-
-    Attributes:
-        folder: everything the run left.
-        report: the content of ``report.json``.
-    """
-
-    folder: Path
-    report: dict[str, Any]
-
-    @property
-    def arch(self) -> Arch:
-        """The chosen architecture."""
-        return self.report["chosen"]["arch"]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Its validation and test metrics and its costs."""
-        return self.report["chosen"]
-
-    @property
-    def module(self) -> nn.Module:
-        """The trained network, as the exported program."""
-        import torch
-
-        return torch.export.load(self.folder / "model" / "program.pt2").module()
-
-
-def search(
-    space: Space | str = "auto",
-    data: Dataset | str = "digits",
-    strategy: Strategy | str = "nas-evolution-patterns",
-    budget: Budget | str | int = 32,
-    limit: Mapping[str, float] | Sequence[str] = (),
-    out: str | Path | None = None,
-    workers: int = 1,
-    executor: str | Executor = "inline",
-    seed: int = 0,
-    recipe: Recipe | None = None,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> Result:
-    """Find, train, check and hand over a network.
-
-    Args:
-        space, data, strategy: objects, or names and paths as on the command line.
-        budget: trials, or ``"30min"``, ``"200epochs"``.
-        limit: hard limits, ``{"macs": 5e6}`` or ``["macs=5e6"]``.
-        out: the run's folder; by default a new one under ``runs/``.
-        executor: ``"inline"`` (in this process), ``"local"`` (worker processes; a script then needs the usual
-            ``if __name__ == "__main__"``), ``"ray"``, ``"dask"``, or any ``concurrent.futures.Executor``.
-        settings: further fields of :class:`~archipel.search.config.SearchConfig`.
-
-    Raises:
-        ArchipelError: what was asked cannot be done; the message says what would be right.
-    """
-    limits = [f"{k}={v}" for k, v in limit.items()] if isinstance(limit, Mapping) else list(limit)
-    config = SearchConfig.from_dict(
-        {
-            "data": data if isinstance(data, str) else f"object:{data.name}",
-            "space": space if isinstance(space, str) else f"object:{space.name}",
-            "strategy": strategy if isinstance(strategy, str) else f"object:{type(strategy).__name__}",
-            "budget": Budget.parse(budget),
-            "limits": limits,
-            "workers": workers,
-            "executor": executor if isinstance(executor, str) else "inline",
-            "seed": seed,
-            "recipe": recipe or Recipe(),
-            **settings,
-        }
-    )
-    return run_search(
-        config,
-        out,
-        progress,
-        None if isinstance(data, str) else data,
-        None if isinstance(space, str) else space,
-        None if isinstance(strategy, str) else strategy,
-        None if isinstance(executor, str) else executor,
-    )
-
-
-def run_search(
-    config: SearchConfig,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-    data: Dataset | None = None,
-    space: Space | None = None,
-    strategy: Strategy | None = None,
-    executor: Executor | None = None,
-) -> Result:
-    """Carry out a configuration in a new folder."""
-    path = Path(out) if out is not None else default_folder(config)
-    if config.data.startswith("table:"):
-        from archipel.search.table_run import search_table
-
-        with RunFolder.create(path, config.as_dict()) as run:
-            search_table(config, run, strategy, progress)
-        return load_result(path)
-    parts = make_parts(config, data, space, strategy)
-    with RunFolder.create(path, config.as_dict()) as run:
-        Search(config, run, parts, progress, executor).go()
-    return load_result(path)
-
-
-def resume(
-    path: str | Path,
-    progress: Progress | None = None,
-    data: Dataset | None = None,
-    space: Space | None = None,
-    strategy: Strategy | None = None,
-    executor: Executor | None = None,
-    **changes: Any,
-) -> Result:
-    """Go on with an interrupted run; a finished one is left as it is.
-
-    Args:
-        path: its folder.
-        data, space, strategy, executor: the objects, if it was started with objects.
-        changes: to ``workers`` or ``executor``, which do not change what is computed.
-
-    Raises:
-        RunError: no run there, in use, or code or settings have changed.
-    """
-    with RunFolder.open(path) as run:
-        config = replace(SearchConfig.from_dict(run.config), **changes)
-        if not run.journal.recall("finished", False):
-            run.log("resumed")
-            if config.data.startswith("table:"):
-                from archipel.search.table_run import search_table
-
-                search_table(config, run, strategy, progress)
-                return load_result(path)
-            Search(config, run, make_parts(config, data, space, strategy), progress, executor).go()
-    return load_result(path)
-
-
-def default_folder(config: SearchConfig) -> Path:
-    """``runs/<date>-<time>-<data>``, not yet taken."""
-    stem = "".join(c if c.isalnum() else "-" for c in Path(config.data.removeprefix("object:")).name)
-    base = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
-    return base if not base.exists() else base.with_name(f"{base.name}-{uuid.uuid4().hex[:4]}")
-
-
-def load_result(path: str | Path) -> Result:
-    """The result of a run that has a report."""
-    from archipel.core.storage import read_json
-
-    # The folder may have been moved, or be looked at from another place than it was made in.
-    return Result(Path(path), read_json(Path(path) / "report.json") | {"run": str(path)})
-
-
-def export_run(path: str | Path, to: str | Path | None = None) -> tuple[Path, list[str]]:
-    """Check a run's exported network against its weights, and copy it to ``to``.
-
-    Raises:
-        RunError: the run has no network yet, its files are damaged, or the target cannot be written.
-    """
-    import shutil
-
-    import torch
-
-    from archipel.core.export import check_export
-    from archipel.core.storage import read_json, storage_error
-
-    model = Path(path) / "model"
-    if not (model / "about.json").exists():
-        raise RunError(f"{path} has no exported network yet. `archipel resume {path}` finishes a run.")
-    about = read_json(model / "about.json")
-    example = torch.zeros(3, *about["input"]["shape"][1:], dtype=getattr(torch, about["input"]["dtype"]))
-    with torch.no_grad():
-        expected = torch.export.load(model / "program.pt2").module()(example)
-    check_export(model, example, expected)
-    folder = model
-    if to is not None:
-        folder = Path(to)
-        try:
-            shutil.copytree(model, folder, dirs_exist_ok=True)
-        except OSError as error:
-            raise storage_error(folder / "model", error) from error
-    return folder, sorted(p.name for p in folder.iterdir())

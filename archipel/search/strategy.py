@@ -99,6 +99,7 @@ class Problem:
         rng: the only source of randomness a strategy may use for its proposals (seed others from it).
         feasible: whether an architecture keeps all hard limits; None if there are none.
         max_resource: epochs of a full evaluation.
+        trials: about how many full evaluations the budget allows; None if that is not known.
         describe_limits: for error messages.
     """
 
@@ -107,6 +108,7 @@ class Problem:
     rng: Random = field(default_factory=lambda: Random(0))
     feasible: Callable[[Arch], bool] | None = None
     max_resource: int = 1
+    trials: int | None = None
     describe_limits: Callable[[], str] = lambda: "the given limits"
 
     def score(self, trial: Trial) -> float:

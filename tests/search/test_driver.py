@@ -14,10 +14,10 @@ from archipel.core.choice import Choice, Width
 from archipel.core.errors import InfeasibleError, RunError, UsageError
 from archipel.core.run import RunFolder
 from archipel.data.dataset import Dataset, Split
-from archipel.search import driver
+from archipel.search import api
+from archipel.search.api import load_result, resume, search
 from archipel.search.blackbox.random_search import RandomSearch
 from archipel.search.config import Budget, SearchConfig
-from archipel.search.driver import load_result, resume, search
 from archipel.search.training import Recipe
 from archipel.spaces.layers import ElasticLinear
 from archipel.spaces.module_space import ModuleSpace
@@ -288,7 +288,7 @@ def test_budgets_parse_and_refuse():
     for bad in ("", "-3", "0", "3 apples", "nan", "1e3s", None, {"trials": 3, "seconds": 2}, {"apples": 1}):
         with pytest.raises(UsageError):
             Budget.parse(bad)
-    assert driver.default_folder(SearchConfig(data="a/b c.csv")).name.endswith("-b-c-csv")
+    assert api.default_folder(SearchConfig(data="a/b c.csv")).name.endswith("-b-c-csv")
 
 
 def test_hyperparameters_are_searched_together_with_the_architecture(tmp_path):

@@ -12,7 +12,7 @@ from archipel.core.decision import Decision
 from archipel.core.errors import RunError
 from archipel.core.run import Journal
 from archipel.core.space import Space
-from archipel.search import loop
+from archipel.search import flights
 from archipel.search.blackbox.evolution import RegularizedEvolution
 from archipel.search.blackbox.random_search import RandomSearch
 from archipel.search.config import Budget
@@ -187,7 +187,7 @@ def test_a_trial_that_always_kills_its_worker_fails_with_a_reason_and_the_search
 
 
 def test_a_hanging_worker_is_ended_and_its_trial_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "HANG_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(flights, "HANG_GRACE_SECONDS", 0.0)
 
     def hangs(job):
         if job.name == "2":

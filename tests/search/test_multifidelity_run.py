@@ -15,10 +15,10 @@ from archipel.core.errors import UsageError
 from archipel.core.run import Journal
 from archipel.core.space import Space
 from archipel.data.dataset import Dataset, Split
+from archipel.search.api import load_result, resume, run_search, search
 from archipel.search.blackbox.asha import ASHA
 from archipel.search.blackbox.mobster import MOBSTER
 from archipel.search.config import Budget, SearchConfig
-from archipel.search.driver import load_result, resume, run_search, search
 from archipel.search.loop import Arm
 from archipel.search.strategy import Problem, Strategy
 from archipel.search.tables import Table

@@ -33,6 +33,7 @@ from archipel.search.strategy import Problem, Strategy, Trial
 
 # Modulus of the snapshot hash: integers up to it survive JSON readers that only know doubles.
 SNAPSHOT_MODULUS = 2**53 - 111  # prime
+POPULATION, SAMPLE, SMALLEST_POPULATION = 100, 10, 4  # defaults
 
 
 @register(
@@ -54,8 +55,10 @@ class RegularizedEvolution(Strategy):
     ``population`` (an order-free hash of the members' ids at that moment).
 
     Args:
-        population: P, the members alive.
-        sample: S, the members of a tournament; 1 is a uniform choice, P always takes the best.
+        population: P, the members alive. By default 100, or a quarter of the trials where these are known and fewer
+            than 400: founders are random, and a budget that only pays for them would be random search.
+        sample: S, the members of a tournament; 1 is a uniform choice, P always takes the best. By default 10, or a
+            third of a smaller population.
         remove: ``"oldest"``, or ``"worst"`` for the control without aging, in which good members never leave.
 
     Raises:
@@ -72,20 +75,23 @@ class RegularizedEvolution(Strategy):
     ([5, 6, 7, 8], 9)
     """
 
-    def __init__(self, population: int = 100, sample: int = 10, remove: str = "oldest") -> None:
-        if not 1 <= sample <= population:
+    def __init__(self, population: int | None = None, sample: int | None = None, remove: str = "oldest") -> None:
+        for name, value in (("population", population), ("sample", sample)):
+            if value is not None and value < 1:
+                raise UsageError(f"Regularized evolution needs {name} to be at least 1, but {name}={value}.")
+        if population is not None and sample is not None and sample > population:
             raise UsageError(
                 f"A tournament of sample={sample} needs 1 <= sample <= population, but population={population}. "
                 "Lower sample or raise population."
             )
         if remove not in ("oldest", "worst"):
             raise UsageError(f"remove is 'oldest' (aging) or 'worst' (the control without it), not {remove!r}.")
-        self.population = population
-        self.sample = sample
+        self._given = population, sample
         self.remove = remove
 
     def setup(self, problem: Problem) -> None:
         super().setup(problem)
+        self.population, self.sample = fitting_sizes(*self._given, problem.trials)
         self._queue: deque[tuple[float, Trial]] = deque()  # members with their scores, oldest first
         self._ranked: list[Trial] = []  # members, worst first, older first among equals
         self._scores: list[float] = []  # of the ranked members
@@ -140,6 +146,18 @@ class RegularizedEvolution(Strategy):
         score = scores[n - 1 - bisect_right(_cumulative(n, min(self.sample, n)), random())]
         first, end = bisect_left(scores, score), bisect_right(scores, score)
         return self._ranked[first + int(random() * (end - first))]
+
+
+def fitting_sizes(population: int | None, sample: int | None, trials: int | None) -> tuple[int, int]:
+    """P and S: the given ones, and for those not given, what suits the number of trials.
+
+    >>> fitting_sizes(None, None, None), fitting_sizes(None, None, 32), fitting_sizes(20, None, 32)
+    ((100, 10), (8, 2), (20, 6))
+    """
+    if population is None:
+        population = POPULATION if trials is None else min(POPULATION, max(SMALLEST_POPULATION, trials // 4))
+        population = max(population, sample or 1)
+    return population, sample or min(SAMPLE, max(2, population // 3), population)
 
 
 def parent_probability(k: int, population: int, sample: int) -> float:

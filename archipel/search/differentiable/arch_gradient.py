@@ -80,6 +80,21 @@ class FirstOrder(ArchGradient):
         return gradients(problem.val_loss(val), problem.logits)
 
 
+class OneLevel(ArchGradient):
+    """Weights and architecture step together, on the same batch and by the same backward pass.
+
+    Meant for a schedule with ``alpha_share=0``, in which both have all of the training data.
+    """
+
+    def gradient(self, problem: Bilevel, train: Batch, val: Batch) -> Tensors:
+        return gradients(problem.train_loss(train), problem.logits)
+
+    def update(self, state: SearchState, train: Batch, val: Batch) -> float:
+        if state.moment.epoch < state.schedule.warmup:
+            return state.weight_step(train)
+        return state.joint_step(train)
+
+
 class SecondOrder(ArchGradient):
     """The weights' optimum is approximated by one step of theirs.
 

@@ -27,7 +27,7 @@ from archipel.core.supernet import Supernet
 from archipel.data.dataset import Split
 from archipel.search.differentiable.arch_gradient import ArchGradient, FirstOrder
 from archipel.search.differentiable.diagnostics import discretisation_gap, normalised_entropy
-from archipel.search.differentiable.mix import Mix, Softmax
+from archipel.search.differentiable.mix import Mix, Slot, Softmax
 from archipel.search.differentiable.objective import CrossEntropy, SearchObjective
 from archipel.search.differentiable.parameters import ArchParameters
 from archipel.search.differentiable.schedule import Schedule
@@ -83,8 +83,8 @@ class DifferentiableSearch(Strategy):
     def _reset(self) -> None:
         self.log: list[dict[str, Any]] = []
         self.state: SearchState | None = None
-        self._answer: Arch | None = None
-        self._asked = False
+        self._answers: list[Arch] | None = None
+        self._asked = 0
 
     def prepare(self, context: Context) -> None:
         """
@@ -102,7 +102,7 @@ class DifferentiableSearch(Strategy):
             state.load_state_dict(saved["state"])
             gradient.load_state_dict(saved["arch_gradient"])
             select.load_state_dict(saved["select"])
-            begin, self.log, self._answer = saved["epoch"], list(saved["log"]), saved["answer"]
+            begin, self.log, self._answers = saved["epoch"], list(saved["log"]), saved["answers"]
             state.move_to(max(0, begin - 1), state.steps_per_epoch - 1)  # as at the end of the last epoch
 
         def save(epoch: int) -> None:
@@ -114,22 +114,25 @@ class DifferentiableSearch(Strategy):
                     "arch_gradient": gradient.state_dict(),
                     "select": select.state_dict(),
                     "log": copy.deepcopy(self.log),
-                    "answer": self._answer,
+                    "answers": self._answers,
                 },
             )
 
         epochs = state.schedule.epochs
+        slots = (state.mix, gradient, state.objective, select)
         with torch.random.fork_rng(devices=[]):  # the generator of the process is left as it was found
-            for epoch in range(begin, epochs if self._answer is None else 0):
-                losses = run_epoch(state, gradient, epoch, context.seed, context.deadline)
+            for epoch in range(begin, epochs if self._answers is None else 0):
+                if any(slot.finished for slot in slots):
+                    break
+                losses = run_epoch(state, gradient, epoch, context.seed, context.deadline, slots)
                 if losses is None:
                     break
                 self.log.append({"epoch": epoch, **losses, **self._look(state, context.dataset.val)})
                 save(epoch + 1)
                 context.progress("search", (epoch + 1) / epochs)
-            if self._answer is None:
+            if self._answers is None:
                 torch.manual_seed(context.seed)
-                self._answer = select(state)
+                self._answers = select.answers(state)
                 save(len(self.log))
         self._validation = context.dataset.val
 
@@ -144,14 +147,14 @@ class DifferentiableSearch(Strategy):
         return SearchState(supernet, parameters, mix, objective, schedule, data.task, parts)
 
     def ask(self) -> Trial | None:
-        if self._asked:
+        if self.finished:
             return None
-        if self.state is None or self._answer is None:
+        if self.state is None or self._answers is None:
             raise UsageError(
                 "A differentiable search proposes what it has trained: call prepare(context) before ask()."
             )
-        self._asked = True
-        arch, repaired = self._answer, False
+        arch, repaired = self._answers[self._asked], False
+        self._asked += 1
         if self.problem.feasible is not None and not self.problem.feasible(arch):
             scores = option_scores(self.state.parameters, self._weights(self.state))
             fixed = self.state.parameters.fixed
@@ -167,7 +170,7 @@ class DifferentiableSearch(Strategy):
 
     @property
     def finished(self) -> bool:
-        return self._asked
+        return self._answers is not None and self._asked == len(self._answers)
 
     def shared_scores(self, archs: Sequence[Arch]) -> list[float] | None:
         """Accuracy (or R²) on the validation data with the supernet's weights and batch statistics."""
@@ -208,9 +211,17 @@ def make_supernet(space: Space, mix: Mix, seed: int) -> Supernet:
 
 
 def run_epoch(
-    state: SearchState, gradient: ArchGradient, epoch: int, seed: int, deadline: float | None = None
+    state: SearchState,
+    gradient: ArchGradient,
+    epoch: int,
+    seed: int,
+    deadline: float | None = None,
+    slots: Sequence[Slot] = (),
 ) -> dict[str, float] | None:
     """One pass over the weights' half; the architecture's half is cycled through beside it.
+
+    Args:
+        slots: told when a step or the epoch has ended.
 
     Returns:
         mean training loss, or None if the deadline (on the monotonic clock) passed before the end.
@@ -230,6 +241,10 @@ def run_epoch(
         index = order[step * size : (step + 1) * size]
         place = (torch.arange(min(size, len(theirs))) + step * size) % len(theirs)
         total += gradient.update(state, batch(ours, index), batch(theirs, other[place]))
+        for slot in slots:
+            slot.step_ended(state)
+    for slot in slots:
+        slot.epoch_ended(state)
     state.parameters.check_finite()
     return {"train_loss": total / steps}
 

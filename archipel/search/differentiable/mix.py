@@ -11,7 +11,7 @@ out, and under one-hot weights a supernet computes what the discrete network com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,23 @@ from archipel.core.errors import SpaceError
 from archipel.search.differentiable.parameters import ArchParameters, Moment, Row
 from archipel.spaces.operations import EdgeFactory, Zero
 
+if TYPE_CHECKING:
+    from archipel.search.differentiable.state import SearchState
+
 
 class Slot:
-    """A part of a search; one that carries state over steps overrides both methods."""
+    """A part of a search. One that carries state over steps overrides the last two methods."""
+
+    def step_ended(self, state: SearchState) -> None:
+        """Called after each step of the search."""
+
+    def epoch_ended(self, state: SearchState) -> None:
+        """Called after each epoch, before anything is measured or saved."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search should end with this epoch, however many are left."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         return {}

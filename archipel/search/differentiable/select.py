@@ -31,10 +31,14 @@ FLATTENINGS, DRAWS = 12, 50  # how far and how densely the neighbourhood of an i
 
 
 class Select(Slot):
-    """From a search's state to one architecture."""
+    """From a search's state to one architecture, or to several (a Pareto set)."""
 
     def __call__(self, state: SearchState) -> Arch:
         raise NotImplementedError
+
+    def answers(self, state: SearchState) -> list[Arch]:
+        """What the search proposes, the best first; one architecture unless overridden."""
+        return [self(state)]
 
 
 class Argmax(Select):

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from archipel.core.choice import Decider, Fixed
 from archipel.core.decision import Arch
 from archipel.core.errors import RunError
 from archipel.core.supernet import Supernet
 from archipel.data.dataset import Split
+from archipel.nets.batch_norm import batch_norms, batch_statistics, frozen_statistics
 from archipel.search.differentiable.arch_gradient import Batch, Tensors
 from archipel.search.differentiable.mix import Mix, Mixture
 from archipel.search.differentiable.objective import SearchObjective
@@ -129,16 +128,47 @@ class SearchState:
         constant = {n: p.detach() for n, p in self.logits.items()}
         mixture = self.mixture_weights(constant, training=True)
         loss = self.objective.weight_loss(self, self.output(batch[0], mixture), *batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise Diverged(f"the search's training loss is {value} in epoch {self.moment.epoch}")
+        value = self.checked(loss)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.step_weights()
+        return value
+
+    def joint_step(self, batch: Batch) -> float:
+        """Weights and logits step by one backward pass of the training loss and the penalty (searches of one level).
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        mixture = self.mixture_weights(training=True)
+        loss = self.objective.weight_loss(self, self.output(batch[0], mixture), *batch)
+        value = self.checked(loss)
+        loss = loss + self.objective.penalty(mixture, self.moment)
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.step_weights()
+        # The gradient dictionary keeps what `alpha_step` does in one place.
+        self.alpha_step({n: p.grad for n, p in self.logits.items() if p.grad is not None})
+        return value
+
+    def step_weights(self) -> None:
+        """Clip the gradients that are there, and let the weights' optimiser step at this epoch's learning rate."""
         if self.schedule.clip:
             nn.utils.clip_grad_norm_(self.weights.values(), self.schedule.clip)
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.step_size
         self.weight_optimizer.step()
+
+    def checked(self, loss: Tensor) -> float:
+        """The value of a training loss.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the search's training loss is {value} in epoch {self.moment.epoch}")
         return value
 
     # --- looking ---------------------------------------------------------------------------------------------------
@@ -205,36 +235,3 @@ class SearchState:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.mix.load_state_dict(state["mix"])
         self.objective.load_state_dict(state["objective"])
-
-
-def batch_norms(net: nn.Module) -> list[_BatchNorm]:
-    return [m for m in net.modules() if isinstance(m, _BatchNorm)]
-
-
-@contextmanager
-def frozen_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Batch norms that are training normalise by the batch but leave their running statistics bitwise as they are."""
-    before = [(m, m.track_running_stats, m.momentum) for m in norms]
-    for m in norms:
-        m.track_running_stats, m.momentum = False, 0.0
-    try:
-        yield
-    finally:
-        for m, track, momentum in before:
-            m.track_running_stats, m.momentum = track, momentum
-
-
-@contextmanager
-def batch_statistics(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, except that batch norms use the statistics of the batch, and keep none of them."""
-    modes = [(m, m.training) for m in net.modules()]
-    norms = batch_norms(net)
-    net.eval()
-    for m in norms:
-        m.train()
-    try:
-        with frozen_statistics(norms):
-            yield
-    finally:
-        for m, mode in modes:
-            m.training = mode

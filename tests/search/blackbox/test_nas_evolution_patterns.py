@@ -294,12 +294,22 @@ def test_the_engine_makes_more_than_twenty_thousand_evaluations_a_second(sample)
     assert 5000 / (time.process_time() - start) > 20_000  # some seven times as many are usual
 
 
+def test_a_population_that_is_not_set_leaves_a_small_budget_something_to_evolve():
+    for trials, sizes in [(None, (100, 10)), (1000, (100, 10)), (100, (25, 8)), (32, (8, 2)), (3, (4, 2))]:
+        search = RegularizedEvolution()
+        search.setup(Problem(SPACE, trials=trials))
+        assert (search.population, search.sample) == sizes
+    search = RegularizedEvolution(sample=7)
+    search.setup(Problem(SPACE, trials=8))
+    assert (search.population, search.sample) == (7, 7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"population": 10, "sample": 11}, "sample=11 needs 1 <= sample <= population, but population=10"),
         ({"population": 10, "sample": 0}, "sample=0"),
-        ({"population": 0, "sample": 0}, "sample=0"),
+        ({"population": 0, "sample": 0}, "population=0"),
         ({"remove": "random"}, "remove is 'oldest'"),
     ],
 )

@@ -401,7 +401,7 @@ def test_an_answer_beyond_the_limits_is_replaced_by_a_near_one_and_marked():
     search = prepared(darts(schedule=QUICK), micro(), feasible=cheap)
     for p in search.state.logits.values():
         p.data = torch.tensor([0.0, 0.0, 0.0, 2.0, 1.0])
-    search._answer = dict.fromkeys(search._answer, "conv3x3")
+    search._answers = [dict.fromkeys(search._answers[0], "conv3x3")]
     trial = search.ask()
     assert trial.info["repaired"]
     assert cheap(trial.arch)
@@ -467,7 +467,7 @@ def test_an_interrupted_search_ends_bit_identical(tmp_path):
     for n, t in whole.state.supernet.state_dict().items():
         assert torch.equal(t, resumed.state.supernet.state_dict()[n]), n
     again = prepared(darts(2, schedule=schedule), micro(), context(checkpoints=Checkpoints(tmp_path)))
-    assert again.ask().arch == resumed.problem.space.validate(resumed._answer)
+    assert again.ask().arch == resumed.problem.space.validate(resumed._answers[0])
     with pytest.raises(RunError, match="Resume with the settings"):
         prepared(darts(schedule=schedule), cells(), context(checkpoints=Checkpoints(tmp_path)))
 
