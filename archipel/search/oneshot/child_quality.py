@@ -10,7 +10,7 @@ import torch
 from archipel.core.errors import DataError
 from archipel.core.supernet import Supernet
 from archipel.data.dataset import Dataset, Split
-from archipel.nets.batch_norm import batch_statistics
+from archipel.search.oneshot.shared_evaluation import batch_statistics
 
 
 def check_inputs(data: Dataset) -> None:

@@ -12,9 +12,10 @@ the third is there to show the damage:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from archipel.core.decision import Arch
 from archipel.core.errors import UsageError
 from archipel.core.supernet import Supernet
 from archipel.data.dataset import Split
-from archipel.nets.batch_norm import batch_statistics
 from archipel.search.training import evaluate, recalibrate
 
 EVALUATION_BATCH = 512
@@ -33,6 +33,20 @@ CALIBRATION_BATCH = 256
 
 class OverlapWarning(UserWarning):
     """Validation examples that are also training examples."""
+
+
+@contextlib.contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Within the block, batch norms use the statistics of each batch and leave the running ones alone."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m.running_mean, m.running_var, m.track_running_stats) for m in norms]
+    for m in norms:
+        m.running_mean, m.running_var, m.track_running_stats = None, None, False
+    try:
+        yield
+    finally:
+        for m, (mean, var, track) in zip(norms, kept):
+            m.running_mean, m.running_var, m.track_running_stats = mean, var, track
 
 
 class SharedEvaluator:

@@ -15,7 +15,6 @@ from archipel.core.space import JointSpace, Space, when
 from archipel.core.storage import Checkpoints
 from archipel.cost.limits import Limits
 from archipel.data.dataset import Dataset, Split
-from archipel.nets.batch_norm import batch_statistics
 from archipel.search.oneshot.evolution import Evolution, Found, breed, evolve, mutated, random_search
 from archipel.search.oneshot.factors import Factors
 from archipel.search.oneshot.samplers import (
@@ -29,6 +28,7 @@ from archipel.search.oneshot.samplers import (
 from archipel.search.oneshot.shared_evaluation import (
     OverlapWarning,
     SharedEvaluator,
+    batch_statistics,
     calibration_inputs,
     overlap,
     warn_of_overlap,
