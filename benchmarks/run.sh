@@ -17,7 +17,7 @@ if [ ! -e "$ready" ] || [ pyproject.toml -nt "$ready" ]; then
     touch "$ready"
 fi
 
-all="import_time tabular_search supernet_step workers pc_darts_step"
+all="import_time tabular_search supernet_step workers pc_darts_step search_step"
 names=${*:-$all}
 results=benchmarks/results
 unfinished=$results/.unfinished

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from archipel.core.storage import read_json, write_atomically
 
-ORDER = ("tabular_search", "supernet_step", "workers", "pc_darts_step", "import_time")
+ORDER = ("tabular_search", "supernet_step", "workers", "pc_darts_step", "search_step", "import_time")
 
 
 def number(value: float) -> str:

@@ -17,10 +17,11 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 def catalogue() -> str:
     from archipel.app.catalogue import entries
+    from archipel.claims.stored import in_words
 
     rows = ["| method | family | slots | paper | claim |", "|---|---|---|---|---|"]
     for e in sorted(entries(), key=lambda e: (e["family"], e["slug"])):
-        verdicts = "; ".join(c["verdict"] + (" (stale)" if c["stale"] else "") for c in e["claims"]) or "–"
+        verdicts = "; ".join(map(in_words, e["claims"])) or "–"
         title = e["title"].replace("|", "\\|")
         paper = f"[{title}]({e['link']}), {e['year']}"
         rows.append(f"| `{e['slug']}` | {e['family']} | {', '.join(e['slots'])} | {paper} | {verdicts} |")
@@ -28,11 +29,11 @@ def catalogue() -> str:
 
 
 def claims() -> str:
-    from archipel.claims.stored import figure, stored_claims, stored_results
+    from archipel.claims.stored import figure, in_words, stored_claims, stored_results
 
     parts = []
     for r in stored_results():
-        stale = any(c["stale"] for c in stored_claims(r["slug"]))
+        verdict = "; ".join(map(in_words, stored_claims(r["slug"])))
         checks = ["| check | rests on it | came out | numbers |", "|---|---|---|---|"]
         for c in r["checks"]:
             outcome = "holds" if c["holds"] else "does not hold"
@@ -42,7 +43,7 @@ def claims() -> str:
         grid = ", ".join(f"`{s}`" for s in r["grid"])
         tuned = f"Every arm was tuned on the same grid: {grid}." if len(r["grid"]) > 1 else "Nothing was tuned."
         parts += [
-            f"## {r['slug']}: {r['verdict']}{' (stale)' if stale else ''}",
+            f"## {r['slug']}: {verdict}",
             r["statement"],
             f"*Scale.* {r['scale']} {len(r['seeds'])} seeds, {r['seconds']:,.0f} s on {machine}. {tuned}",
             "\n".join(checks),

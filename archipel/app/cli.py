@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from archipel import __version__
-from archipel.app import inspect_commands, method_commands, search_commands
+from archipel.app import compare_commands, inspect_commands, method_commands, probe_commands, search_commands
 from archipel.core.errors import ArchipelError
 
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def main() -> None:
     """Networks whose shape is a decision: data, a budget and machines in, the trained network that fits out."""
 
 
-for module in (search_commands, method_commands, inspect_commands):
+for module in (search_commands, compare_commands, method_commands, probe_commands, inspect_commands):
     for command in module.COMMANDS:
         main.add_command(command)
 

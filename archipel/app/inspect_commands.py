@@ -19,7 +19,9 @@ def _read_arch(text: str) -> Any:
     path = Path(text)
     if not text.lstrip().startswith("{"):
         if path.is_dir():
-            return read_json(path / "model" / "architecture.json")
+            from archipel.app.inspection import architecture_of_run
+
+            return architecture_of_run(path)
         return read_json(path)
     try:
         return json.loads(text)
@@ -48,8 +50,10 @@ def cost(
     """Exact parameters and MACs, memory and latency of an architecture; or the range over a space."""
     from random import Random
 
-    from archipel.app.inspection import costs_of, costs_over
+    from archipel.app.inspection import costs_of, costs_over, costs_text, spread_text
 
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}.")
     made = _space(space, data, space_option)
     out: dict[str, Any]
     if arch is not None:
@@ -59,8 +63,7 @@ def cost(
     if as_json:
         click.echo(json.dumps(out))
         return
-    for name, value in out.items():
-        click.echo(f"{name:<16} {value:,}" if isinstance(value, int | float) else f"{name:<16} {value}")
+    click.echo(costs_text(out) if arch is not None else spread_text(out))
 
 
 @click.command()
@@ -79,20 +82,29 @@ def data(name: str | None, as_json: bool) -> None:
             click.echo(json.dumps(found))
             return
         for key, value in found.items():
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            click.echo(f"{key:<12} {shown}")
+            click.echo(f"{key:<12} {_plain(value)}".rstrip())
+        if found.get("task") == "node-classification":
+            click.echo(f"{'use':<12} graph methods, from Python; `archipel search` takes graphs as tables only: "
+                       "--data table:graph-NAME")  # fmt: skip
         return
     rows = available()
     if as_json:
         click.echo(json.dumps(rows))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from archipel.app.tables import print_table
 
-    table = Table("name", "what", "task", "input", "status", box=None)
-    for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
-    Console().print(table)
+    print_table(["name", "what", "task", "input", "status"], [[_plain(v) for v in row.values()] for row in rows])
+
+
+def _plain(value: Any) -> str:
+    """A value as people write it: ``train 1,079, val 359``."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 @click.command()

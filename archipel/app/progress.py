@@ -33,15 +33,17 @@ class Terminal(Silent):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._end(done=error is None)
         self.bars.stop()
 
-    def _end(self) -> None:
-        """Fill the bar of the phase that is over; one that had nothing to do goes away."""
+    def _end(self, done: bool = True) -> None:
+        """Fill the bar of the phase that is over; one that had nothing to do goes away, one cut short stays."""
         if self.task is None:
             return
         task = self.bars.tasks[self.task]
-        if task.completed:
+        if task.completed and not done:
+            pass
+        elif task.completed:
             self.bars.update(self.task, completed=task.total)
         else:
             self.bars.update(self.task, visible=False)

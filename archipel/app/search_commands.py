@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from archipel.app.options import byte_count, settings
-from archipel.core.errors import RunError
 
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars.")
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output.")
@@ -119,7 +118,8 @@ def _carry_out(work: Callable[[Any], Any], folder: Path, quiet: bool, as_json: b
         summary = _summary(load_result(folder).report)
         click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
     if interrupted:
-        click.echo(f"`archipel resume {folder}` goes on.", err=True)
+        if (folder / "config.json").exists():
+            click.echo(f"`archipel resume {folder}` goes on.", err=True)
         raise KeyboardInterrupt
 
 
@@ -127,14 +127,18 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
     """What a script wants to know of a run."""
     chosen = report["chosen"]
     metrics = chosen["metrics"]
+    table = report.get("table")
+    validation = {k.removeprefix("val_"): v for k, v in metrics.items() if table or k.startswith("val_")}
     return {
         "run": report["run"],
         "status": report["status"],
         "arch": chosen["arch"],
         "costs": chosen["costs"],
-        "validation": {k[4:]: v for k, v in metrics.items() if k.startswith("val_")},
+        "epochs": None if table else chosen.get("epochs"),
+        "validation": validation,
         "test": {k[5:]: v for k, v in metrics.items() if k.startswith("test_")},
         "random": report["random"],
+        "table": table,
         "files": {k: str(Path(report["run"]) / v) for k, v in report.get("files", {}).items()},
         "report": str(Path(report["run"]) / "report.html"),
         "notes": report["notes"],
@@ -150,14 +154,20 @@ def _print_summary(s: dict[str, Any]) -> None:
 
     line("status", s["status"])
     line("network", json.dumps(s["arch"]))
-    line("costs", figures(s["costs"]))
-    line("validation", figures(s["validation"]))
+    if s["costs"]:
+        line("costs", figures(s["costs"]))
+    line("validation", figures(s["validation"]) + (f" (after {_epochs(s['epochs'])})" if s["epochs"] else ""))
+    if s["table"]:
+        rank, of = s["table"]["rank_from_worst"], s["table"]["of"]
+        share = (1000 * (rank - 1) // of) / 10  # rounded down: only the best is better than all others
+        line("rank", f"the best of {of:,}" if rank == of else f"better than {share:.1f} % of {of:,}")
     if s["test"]:
         line("test", figures(s["test"]))
     random = s["random"] or {}
     if "mean" in random:
         spread = f"average {random['mean']:.4f} ± {random['std']:.4f} over {random['n']}, best {random['best']:.4f}"
-        line("random", f"{spread}, P(random better) {random['p_random_better']:.3f}")
+        after = f" (after {_epochs(random['epochs'])} of a trial)" if s["epochs"] and "epochs" in random else ""
+        line("random", f"{spread}{after}, P(random better) {random['p_random_better']:.3f}")
     if "random_mean" in random.get("final_test", {}):
         final = random["final_test"]
         gain = f"{final['relative_improvement_percent']:+.2f} %" if "relative_improvement_percent" in final else ""
@@ -168,6 +178,10 @@ def _print_summary(s: dict[str, Any]) -> None:
     line("report", s["report"])
 
 
+def _epochs(n: int) -> str:
+    return f"{n} epoch" if n == 1 else f"{n} epochs"
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @json_option
@@ -175,9 +189,6 @@ def report(run: Path, as_json: bool) -> None:
     """Print a run's figures and where its page is."""
     from archipel.search.api import load_result
 
-    if not (run / "report.json").exists():
-        done = "" if (run / "config.json").exists() else " and no run there"
-        raise RunError(f"{run} has no report yet{done}. `archipel resume {run}` finishes a run.")
     summary = _summary(load_result(run).report)
     click.echo(json.dumps(summary)) if as_json else _print_summary(summary)
 
@@ -187,11 +198,18 @@ def report(run: Path, as_json: bool) -> None:
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to copy the checked model to.")
 @click.option("--json", "as_json", is_flag=True)
 def export(run: Path, to: Path | None, as_json: bool) -> None:
-    """Check the exported network of a run against its weights, and copy it where it is wanted."""
+    """Check the exported network of a run, and copy it where it is wanted.
+
+    The program and the ONNX file must compute what the network does that is built anew from architecture.json and the
+    safetensors. If its space was an object in Python, the two are only compared with each other, which is then said.
+    """
     from archipel.search.api import export_run
 
-    folder, files = export_run(run, to)
-    click.echo(json.dumps({"folder": str(folder), "files": files}) if as_json else f"{folder}: {', '.join(files)}")
+    done = export_run(run, to)
+    if as_json:
+        click.echo(json.dumps({"folder": str(done.folder), "files": done.files, "compared": done.compared}))
+        return
+    click.echo(f"{done.folder}: {', '.join(done.files)}\nprogram.pt2 and model.onnx were compared with {done.compared}")
 
 
 COMMANDS = (search, resume, report, export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,22 @@ import numpy as np
 
 from archipel.claims.harness import RESULTS, all_claims, fingerprint
 from archipel.core.storage import read_json
+
+
+def default_results() -> Path:
+    """Where results go unless told: into the package if it runs from its source tree, else ``./claims-results``."""
+    from_source = (RESULTS.parents[2] / "pyproject.toml").exists()
+    return RESULTS if from_source and os.access(RESULTS, os.W_OK) else Path("claims-results")
+
+
+def in_words(claim: Mapping[str, Any]) -> str:
+    """The verdict of one of :func:`stored_claims`.
+
+    >>> in_words({"verdict": "holds", "seeds": 3, "stale": True})
+    'holds, out of date: code changed since'
+    """
+    old = claim["stale"] and claim["seeds"]
+    return f"{claim['verdict']}, out of date: code changed since" if old else claim["verdict"]
 
 
 def stored_results(results: Path = RESULTS) -> Iterator[dict[str, Any]]:

@@ -11,13 +11,16 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from archipel.core.counting import Clause
 from archipel.core.decision import Decision
 from archipel.core.errors import ShapeError, SpaceError
+
+if TYPE_CHECKING:
+    from archipel.core.subset import Subset
 
 # --- sizes that are decisions --------------------------------------------------------------------------------------
 
@@ -116,6 +119,10 @@ class Decider:
             total = total + inputs.edges[i](states[i])
         return total
 
+    def merge(self, subset: Subset, states: Sequence[Tensor]) -> Tensor:
+        """The output of a :class:`~archipel.core.subset.Subset` for all candidate source tensors."""
+        return subset.decided(states, subset.positions(self.value))
+
 
 class Everything(Decider):
     """The largest of every size and the first of every list: who sits where nobody was seated."""
@@ -167,6 +174,13 @@ class Blend(Fixed):
         if w_S is not None:
             outputs = [w * y for w, y in zip(w_S, outputs)]
         return sum(outputs[1:], outputs[0])
+
+    def merge(self, subset: Subset, states: Sequence[Tensor]) -> Tensor:
+        w_P = self.weights.get(subset.name)
+        if w_P is None:
+            return super().merge(subset, states)
+        live = w_P.detach().nonzero().flatten().tolist()
+        return subset.weighted(states, live, w_P[live])
 
 
 class Seat:
@@ -232,6 +246,10 @@ class Choice(Undecided, nn.Module):
     @property
     def options(self) -> dict[str, nn.Module]:
         return dict(zip(self.decision.options, self.blended))  # type: ignore[arg-type]
+
+    def taken(self, arch: Mapping[str, Any]) -> str | None:
+        """The label that an architecture takes here; None where the choice is closed."""
+        return str(arch[self.decision.name]) if self.decision.name in arch else None
 
     @property
     def blend_labels(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def layer_terms(space: Space, metric: str) -> list[Term]:
         return [
             _term(space, m, places[k], _weights(m, list(m._parameters))) for k, m in layers.items() if m._parameters
         ]
-    if any(len(places[k]) > 1 and m._parameters for k, m in layers.items()):
+    if any(m._parameters and _twice(space, places[k]) for k, m in layers.items()):
         raise SpaceError(f"{space.name} has layers that stand in several places; their MACs are not read off layers.")
     flops, archs = _run_until_all_seen(net, space, layers, places)
     terms = []
@@ -83,6 +83,23 @@ def _places(module: nn.Module) -> dict[int, list[Clause]]:
 
     visit(module, {})
     return places
+
+
+def _twice(space: Space, clauses: list[Clause]) -> bool:
+    """Whether a layer may stand in two places at once."""
+    return any(_compatible(space, a, b) for a, b in itertools.combinations(clauses, 2))
+
+
+def _compatible(space: Space, a: Clause, b: Clause) -> bool:
+    """Whether two clauses may hold together; that all decisions they name are open is part of it."""
+    joint = dict(a)
+    for name, values in b:
+        joint[name] = joint.get(name, values) & values
+    return all(joint.values()) and all(
+        any(all(joint.get(n, values) & values for n, values in clause) for clause in space.conditions[name])
+        for name in joint
+        if name in space.conditions
+    )
 
 
 def _weights(module: nn.Module, names: list[str]) -> Callable[[Fixed], int]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from archipel.core.decision import Arch
-from archipel.core.errors import RunError
+from archipel.core.errors import ArchipelError, RunError
 from archipel.core.run import RunFolder
 from archipel.core.space import Space
 from archipel.data.dataset import Dataset
 from archipel.search.config import Budget, SearchConfig
-from archipel.search.driver import Progress, Search, make_parts
+from archipel.search.driver import Progress, Search, data_and_space, make_parts
 from archipel.search.strategy import Strategy
 from archipel.search.training import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -42,15 +47,24 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Its validation and test metrics and its costs."""
-        return self.report["chosen"]
+        """Its metrics after the final training, such as ``val_accuracy``, ``test_accuracy``, ``params``."""
+        return self.report["chosen"]["metrics"]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Its exact costs: ``params``, ``macs``, and whatever was limited or an objective; none from a table."""
+        return self.report["chosen"]["costs"]
 
     @property
     def module(self) -> nn.Module:
-        """The trained network, as the exported program."""
-        import torch
+        """The trained network, as the exported program.
 
-        return torch.export.load(self.folder / "model" / "program.pt2").module()
+        Raises:
+            RunError: there is none, as after a table search, or its file is damaged.
+        """
+        if not (self.folder / "model" / "program.pt2").exists():
+            raise not_there(self.folder, "exported network")
+        return _program(self.folder / "model")
 
 
 def search(
@@ -116,18 +130,45 @@ def run_search(
     strategy: Strategy | None = None,
     executor: Executor | None = None,
 ) -> Result:
-    """Carry out a configuration in a new folder."""
+    """Carry out a configuration in a new folder; if it is refused before anything ran, no folder stays."""
     path = Path(out) if out is not None else default_folder(config)
     if config.data.startswith("table:"):
-        from archipel.search.table_run import search_table
+        from archipel.search.table_run import TableSearch, table_parts
 
-        with RunFolder.create(path, config.as_dict()) as run:
-            search_table(config, run, strategy, progress)
+        table, made = table_parts(config, strategy)
+        with _new_run(path, config) as run:
+            TableSearch(config, run, table, made, progress).go()
         return load_result(path)
     parts = make_parts(config, data, space, strategy)
-    with RunFolder.create(path, config.as_dict()) as run:
+    with _new_run(path, config) as run:
         Search(config, run, parts, progress, executor).go()
     return load_result(path)
+
+
+@contextmanager
+def _new_run(path: Path, config: SearchConfig) -> Iterator[RunFolder]:
+    """A new run's folder, which goes again if an error comes before a trial was proposed or weights were saved.
+
+    What a full disk or a lost worker stopped stays: it can be resumed.
+    """
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    useless = False
+    with RunFolder.create(path, config.as_dict()) as run:
+        try:
+            yield run
+        except RunError:
+            raise
+        except Exception:
+            run.journal.flush()
+            useless = not run.journal.events("search") and not any((path / "checkpoints").iterdir())
+            raise
+        finally:
+            if useless:
+                for child in path.iterdir():
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+                for folder in new:
+                    with suppress(OSError):  # somebody else uses it by now
+                        folder.rmdir()
 
 
 def resume(
@@ -154,9 +195,9 @@ def resume(
         if not run.journal.recall("finished", False):
             run.log("resumed")
             if config.data.startswith("table:"):
-                from archipel.search.table_run import search_table
+                from archipel.search.table_run import TableSearch, table_parts
 
-                search_table(config, run, strategy, progress)
+                TableSearch(config, run, *table_parts(config, strategy), progress).go()
                 return load_result(path)
             Search(config, run, make_parts(config, data, space, strategy), progress, executor).go()
     return load_result(path)
@@ -170,34 +211,84 @@ def default_folder(config: SearchConfig) -> Path:
 
 
 def load_result(path: str | Path) -> Result:
-    """The result of a run that has a report."""
-    from archipel.core.storage import read_json
-
-    # The folder may have been moved, or be looked at from another place than it was made in.
-    return Result(Path(path), read_json(Path(path) / "report.json") | {"run": str(path)})
-
-
-def export_run(path: str | Path, to: str | Path | None = None) -> tuple[Path, list[str]]:
-    """Check a run's exported network against its weights, and copy it to ``to``.
+    """The result of a run that has a report.
 
     Raises:
-        RunError: the run has no network yet, its files are damaged, or the target cannot be written.
+        RunError: there is no run, or it has no report yet.
     """
-    import shutil
+    from archipel.core.storage import read_json
 
+    path = Path(path)
+    if not (path / "report.json").exists():
+        raise not_there(path, "report")
+    # The folder may have been moved, or be looked at from another place than it was made in.
+    return Result(path, read_json(path / "report.json") | {"run": str(path)})
+
+
+def not_there(path: Path, what: str) -> RunError:
+    """Why a folder lacks what a finished run has, and what to do about it."""
+    from archipel.core.storage import read_json
+
+    if not (path / "config.json").exists():
+        return RunError(f"{path} holds no run: config.json is missing.")
+    config = read_json(path / "config.json")
+    data = config.get("data") if isinstance(config, dict) else None
+    if what != "report" and isinstance(data, str) and data.startswith("table:"):
+        return RunError(f"{path} searched {data}: a table run has no network. `archipel report {path}` has its result.")
+    return RunError(f"{path} has no {what} yet. `archipel resume {path}` finishes the run.")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network that was checked.
+
+    Attributes:
+        folder: where it is.
+        files: their names.
+        compared: with what the exported forms were compared.
+    """
+
+    folder: Path
+    files: list[str]
+    compared: str
+
+
+def export_run(path: str | Path, to: str | Path | None = None) -> Exported:
+    """Check a run's exported network, and copy it to ``to``.
+
+    The network is built from ``architecture.json`` and the safetensors, and ``program.pt2`` and ``model.onnx`` must
+    compute the same. Where its space cannot be made from the configuration (it was an object, or its file or data are
+    gone), ``model.onnx`` is compared with ``program.pt2``, and ``compared`` says so.
+
+    Raises:
+        RunError: the run has no network, its files are damaged or disagree, or the target cannot be written.
+    """
     import torch
 
     from archipel.core.export import check_export
     from archipel.core.storage import read_json, storage_error
 
-    model = Path(path) / "model"
+    path = Path(path)
+    model = path / "model"
     if not (model / "about.json").exists():
-        raise RunError(f"{path} has no exported network yet. `archipel resume {path}` finishes a run.")
-    about = read_json(model / "about.json")
-    example = torch.zeros(3, *about["input"]["shape"][1:], dtype=getattr(torch, about["input"]["dtype"]))
-    with torch.no_grad():
-        expected = torch.export.load(model / "program.pt2").module()(example)
-    check_export(model, example, expected)
+        raise not_there(path, "exported network")
+    try:
+        net, example = _rebuilt(path, model)
+        compared = "the network from architecture.json and model.safetensors"
+    except _NoSpace as error:
+        about = read_json(model / "about.json")["input"]
+        dtype = getattr(torch, about["dtype"])
+        shape, seeded = (3, *about["shape"][1:]), torch.Generator().manual_seed(0)
+        example = torch.randn(shape, generator=seeded) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        net = _program(model)
+        compared = f"each other only, not with the weights: {error}"
+    try:
+        with torch.no_grad():
+            check_export(model, example, net(example))
+    except ArchipelError:
+        raise
+    except Exception as error:  # whatever PyTorch and ONNX Runtime say of files that they cannot read
+        raise RunError(f"The exported network in {model} is damaged: {error}") from error
     folder = model
     if to is not None:
         folder = Path(to)
@@ -205,4 +296,48 @@ def export_run(path: str | Path, to: str | Path | None = None) -> tuple[Path, li
             shutil.copytree(model, folder, dirs_exist_ok=True)
         except OSError as error:
             raise storage_error(folder / "model", error) from error
-    return folder, sorted(p.name for p in folder.iterdir())
+    return Exported(folder, sorted(p.name for p in folder.iterdir()), compared)
+
+
+def _program(model: Path) -> nn.Module:
+    import torch
+
+    try:
+        return torch.export.load(model / "program.pt2").module()
+    except Exception as error:  # PyTorch has many ways of saying that a file is broken
+        raise RunError(f"{model / 'program.pt2'} cannot be loaded: {error}") from error
+
+
+class _NoSpace(Exception):
+    """The space of a run cannot be made from its configuration."""
+
+
+def _rebuilt(path: Path, model: Path) -> tuple[nn.Module, Tensor]:
+    """The network as its code and its weights say, and a batch of inputs.
+
+    Raises:
+        _NoSpace: see there.
+        RunError: the weights are damaged or of another network.
+    """
+    import safetensors.torch
+
+    from archipel.core.storage import read_json
+
+    if not (path / "config.json").exists():
+        raise _NoSpace("there is no config.json")
+    config = SearchConfig.from_dict(read_json(path / "config.json"))
+    if config.data.startswith("object:") or config.space.startswith("object:"):
+        raise _NoSpace("the run's space or data were objects in Python")
+    try:
+        dataset, space = data_and_space(config)
+    except ArchipelError as error:
+        raise _NoSpace(str(error)) from error
+    net = space.build(space.validate(read_json(model / "architecture.json")), seed=config.seed)
+    try:
+        net.load_state_dict(safetensors.torch.load((model / "model.safetensors").read_bytes()))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(
+            f"{model / 'model.safetensors'} does not hold the weights of the network in architecture.json: it is "
+            f"damaged, or the code of the space has changed since. {error}"
+        ) from error
+    return net.eval(), dataset.train.x[:3]

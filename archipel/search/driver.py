@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from random import Random
 
 from archipel.core.decision import Arch
-from archipel.core.errors import RunError, SpaceError, UsageError
+from archipel.core.errors import RunError, SpaceError, UsageError, suggest
 from archipel.core.run import RunFolder
 from archipel.core.space import Space
-from archipel.cost.limits import Limits
+from archipel.cost.limits import METRICS, Limits
 from archipel.data.dataset import Dataset
+from archipel.data.graph import GraphData
 from archipel.data.load import load
 from archipel.search.blackbox.random_search import RandomSearch
 from archipel.search.catalogue import make_strategy
@@ -31,6 +32,7 @@ from archipel.search.keeper import Keeper
 from archipel.search.loop import Arm, run_crew
 from archipel.search.schedulers import ReportingStrategy
 from archipel.search.strategy import Context, Objective, Problem, Strategy, Trial
+from archipel.search.tables import GRAPHS
 from archipel.search.training import main_metric
 from archipel.search.worker import Blueprint
 from archipel.spaces.catalogue import make_space
@@ -72,10 +74,28 @@ def make_parts(
     for value, text in ((data, config.data), (space, config.space), (strategy, config.strategy)):
         if value is None and text.startswith("object:"):
             raise UsageError(f"This run was started from Python with {text[7:]}; resume it from Python with the same.")
-    dataset = load(config.data, seed=config.seed, **config.data_options) if data is None else data
-    made = make_space(config.space, dataset, **config.space_options) if space is None else space
-    made = with_hyperparameters(made, config.joint)
+    dataset, made = data_and_space(config, data, space)
     return Parts(dataset, made, the_strategy(config, strategy))
+
+
+def data_and_space(
+    config: SearchConfig, data: Dataset | None = None, space: Space | None = None
+) -> tuple[Dataset, Space]:
+    """The data set and the space of a configuration, or those given; hyperparameters joined to the space.
+
+    Raises:
+        ArchipelError: one cannot be had by its name.
+    """
+    dataset = load(config.data, seed=config.seed, **config.data_options) if data is None else data
+    if isinstance(dataset, GraphData) and space is None and ".py" not in config.space:
+        name = str(dataset.info.get("source", dataset.name))
+        table = f" Its table of trained networks can be searched: --data table:graph-{name}." if name in GRAPHS else ""
+        raise UsageError(
+            f"Data {name!r} is one graph whose nodes are to be classified. It is for graph methods, from Python; no "
+            f"space of `archipel search` trains on it.{table}"
+        )
+    made = make_space(config.space, dataset, **config.space_options) if space is None else space
+    return dataset, with_hyperparameters(made, config.joint)
 
 
 def the_strategy(config: SearchConfig, given: Strategy | None = None) -> Strategy:
@@ -93,20 +113,30 @@ def the_strategy(config: SearchConfig, given: Strategy | None = None) -> Strateg
     return strategy
 
 
-def parse_objectives(texts: Sequence[str]) -> list[Objective]:
+def parse_objectives(texts: Iterable[str], known: Mapping[str, str]) -> list[Objective]:
     """``"accuracy"`` or ``"macs:min"``.
 
+    Args:
+        known: what may be written -> the metric that it stands for.
+
     Raises:
-        UsageError: a mode other than ``min`` or ``max``.
+        UsageError: an unknown metric, or a mode other than ``min`` or ``max``.
     """
     out = []
     for text in texts:
         metric, _, mode = text.partition(":")
+        if metric not in known:
+            raise UsageError(f"Objective {text!r}: there is no metric {metric!r}. {suggest(metric, known)}")
         try:
-            out.append(Objective(metric, mode or "max"))
+            out.append(Objective(known[metric], mode or "max"))
         except ValueError as error:
             raise UsageError(str(error)) from error
     return out
+
+
+def trial_metrics(dataset: Dataset) -> dict[str, str]:
+    """What may be an objective of a run that trains networks: what training gives, and every cost."""
+    return {"loss": "loss", main_metric(dataset): main_metric(dataset)} | METRICS
 
 
 def default_objectives(dataset: Dataset, multi: bool) -> list[Objective]:
@@ -148,9 +178,8 @@ class Search:
         self.config, self.run, self.parts = config, run, parts
         self.progress = progress or Progress()
         space, dataset = parts.space, parts.dataset
-        self.objectives = parse_objectives(config.objectives) or default_objectives(
-            dataset, parts.strategy.multi_objective
-        )
+        wanted = parse_objectives(config.objectives, trial_metrics(dataset))
+        self.objectives = wanted or default_objectives(dataset, parts.strategy.multi_objective)
         self.limits = Limits.parse(config.limits, space)
         self.limits.check_possible()
         self.feasible = quick_limits(self.limits)
@@ -275,9 +304,9 @@ class Search:
         if name == "search":
             self.arm = arm
         self.progress.phase(name, budget.trials or budget.epochs or budget.seconds)
-        arm.replay()
         keeper = Keeper(self, arm)
-        arm.on_told = keeper.told
+        arm.on_told = keeper.told  # also of what is replayed: which weights are gone decides what may be cached
+        arm.replay()
         run_crew(arm, self.crew, keeper.job, self._show, self.count_ahead)
         if arm.best is None and name == "search":
             reasons = sorted({t.failure for t in arm.trials if t.failure})

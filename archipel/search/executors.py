@@ -8,6 +8,7 @@ of its processes dies or hangs.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
@@ -29,13 +30,35 @@ class InlineExecutor(Executor):
 
 
 class RayExecutor(Executor):
-    """Futures from Ray tasks; connects to the cluster that Ray finds, or starts a local one."""
+    """Futures from Ray tasks; joins the cluster of ``RAY_ADDRESS`` or one that runs here, or starts a local one.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: ``RAY_ADDRESS`` cannot be reached.
+    """
 
     def __init__(self, workers: int) -> None:
         self.ray = require("ray", "ray")
         self._started = not self.ray.is_initialized()
         if self._started:
-            self.ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            self._connect(workers)
+
+    def _connect(self, workers: int) -> None:
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        address = os.environ.get("RAY_ADDRESS", "")
+        try:
+            if address not in ("", "local"):
+                self.ray.init(**quiet)  # a cluster has the processors that it has
+                return
+            try:
+                self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            except ValueError:  # `ray start` was called on this machine, and Ray joins that
+                self.ray.init(**quiet)
+        except ConnectionError as error:
+            raise UsageError(
+                f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error}). Start it, or unset RAY_ADDRESS for a "
+                "local one."
+            ) from error
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         task = self.ray.remote(fn).options(num_cpus=1, max_retries=0)

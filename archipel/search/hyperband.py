@@ -134,6 +134,11 @@ class Halving:
         self.queue.popleft()
         self._running += 1
 
+    def promotable(self) -> list[Trial]:
+        """Who waits for the next stage, and who would be promoted if no other result came."""
+        following = self.bracket[self.level + 1].size if self.level + 1 < len(self.bracket) else 0
+        return [t for t in self.queue if t is not None] + top(self._results, following)
+
     def record(self, trial: Trial, score: float) -> None:
         """One outcome; the last of a stage decides who is promoted."""
         self._running -= 1
@@ -231,6 +236,9 @@ class BracketStrategy(Strategy):
         halving.record(trial, score)
         if halving.done:
             self._active.remove(halving)
+
+    def resumable(self) -> set[int] | None:
+        return {trial.id for halving in self._active for trial in halving.promotable()}
 
     @property
     def finished(self) -> bool:

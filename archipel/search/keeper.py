@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 class Keeper:
     """Makes an arm's jobs, and keeps on disk only the weights that may still be needed.
 
-    Those are the best trial's, and those of all partly trained ones that the strategy may continue.
+    Those are the best trial's, and those of the partly trained ones that the strategy may continue. Which are deleted
+    follows from the order of asks and tells alone, so a run that is resumed has what an undisturbed one would have.
     """
 
     def __init__(self, search: Search, arm: Arm) -> None:
         self.search, self.arm = search, arm
         self.kept = arm.best
+        self.partial: set[int] = set()  # trials whose weights are kept since they may be continued
 
     def name(self, trial_id: int) -> str:
         return f"{self.arm.name}-{trial_id}"
@@ -56,6 +58,23 @@ class Keeper:
             dropped, self.kept = self.kept, trial
         if dropped is not None and not self.continuable(dropped):
             self.search.run.checkpoints.delete(self.name(dropped.id))
+        if trial.ok and self.continuable(trial) and self.arm.weights_of(trial.id) == trial.id:
+            self.partial.add(trial.id)
+        self._drop_what_none_continues()
+
+    def _drop_what_none_continues(self) -> None:
+        resumable = self.arm.strategy.resumable() if self.partial else None
+        if resumable is None:
+            return
+        wanted = resumable | {t.resume for t in self.arm.pending.values() if t.resume is not None}
+        best = set() if self.arm.best is None else {self.arm.best.id}
+        useless = self.partial - {self.arm.weights_of(i) for i in wanted | best}
+        if useless:
+            self.search.run.journal.flush()  # what is deleted must not be asked for again after a kill
+        for i in useless:
+            self.search.run.checkpoints.delete(self.name(i))
+        self.partial -= useless
+        self.arm.gone |= useless
 
 
 def _from_scratch(trial: Trial) -> bool:

@@ -68,6 +68,7 @@ class Arm:
         self._asked_epochs = 0.0
         self._resource_of: dict[int, int] = {}
         self._seen: dict[Any, Trial] = {}
+        self.gone: set[int] = set()  # partly trained trials whose weights were deleted
         self._same_as: dict[int, int] = {}  # trials that were not trained -> the equal ones that were
         self._clock = time.monotonic()
 
@@ -106,13 +107,15 @@ class Arm:
     def known(self, trial: Trial) -> Trial | None:
         """An earlier trial of the same network and amount of training, whose result this one would repeat.
 
-        Of a trial that may be continued the weights are wanted too, which only fit if nothing is labelled otherwise.
+        Of a trial that may be continued the weights are wanted too, which only fit if nothing is labelled otherwise,
+        and which may be gone.
         """
         if trial.resume is not None or self.key is None:
             return None
         earlier = self._seen.get((self.key(trial.arch), trial.resource))
-        fits = earlier is None or self.complete(trial) or earlier.arch == trial.arch
-        return earlier if fits else None
+        if earlier is None or self.complete(trial):
+            return earlier
+        return earlier if earlier.arch == trial.arch and earlier.id not in self.gone else None
 
     def weights_of(self, trial_id: int) -> int:
         """The trial whose training gave this one its weights: itself, unless it was answered from an earlier one."""

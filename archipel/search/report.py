@@ -42,6 +42,7 @@ def build_report(
             "canonical": space.canonical(chosen.arch),
             "metrics": metrics,
             "costs": search.costs(chosen.arch),
+            "epochs": (config.final_epochs or 2 * config.recipe.epochs) if finals else arms[0].resource(chosen),
         },
         "objective": {"metric": main.metric, "mode": main.mode},
         "limits": config.limits,
@@ -88,14 +89,14 @@ def _against_random(
         return None
     sign = 1.0 if main.mode == "max" else -1.0
     ours, random = (np.array([t.metrics[main.metric] for t in arm.complete_trials()]) for arm in arms[:2])
-    out: dict[str, Any] = {"n": len(random)}
+    out: dict[str, Any] = {"n": len(random), "epochs": arms[1].problem.max_resource}
     if len(random) < 2:
         notes.append(f"Only {len(random)} random architectures were trained; two or more are needed to compare.")
     elif len(ours):
         out |= _on_validation(arms, ours, random, sign)
         text = "Validation figures of the chosen network are the best of many and so favour it; test figures do not."
         notes.append(text)
-    if finals and finals.best and test and test[finals.best.id]:
+    if finals and finals.best and test and main.metric in (test[finals.best.id] or {}):  # a cost needs no test
         out["final_test"] = final = _final_test(finals, test, main, rivals)
         if final["random"] and sign * final["random_best"] > sign * final["chosen"]:
             notes.append("After the same final training a random architecture did better on the test split.")

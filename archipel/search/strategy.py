@@ -202,6 +202,13 @@ class Strategy:
         """Scores of architectures by shared weights, for rank correlations; None without a supernet."""
         return None
 
+    def resumable(self) -> set[int] | None:
+        """Ids of told trials that a later ask may resume (one in progress keeps what it resumes); None: any may be.
+
+        The weights of other partly trained networks are deleted, so leaving out one that is resumed later loses it.
+        """
+        return None
+
     @property
     def finished(self) -> bool:
         """True once the strategy will propose nothing more, whatever the budget."""

@@ -57,12 +57,10 @@ class TableSearch(Search):
         self.progress = progress or Progress()
         metric = "accuracy" if "accuracy" in table.metrics else table.metrics[0]
         wanted = config.objectives or [metric]
+        self.objectives = parse_objectives(wanted, {m: m for m in table.metrics})
         for text in wanted:
-            if text.partition(":")[0] not in table.metrics:
-                raise UsageError(f"The table has no metric {text!r}. {suggest(text, table.metrics)}")
             if text.startswith("test_"):
                 raise UsageError(f"A search must not look at test figures; {text!r} is one. Search on {metric!r}.")
-        self.objectives = parse_objectives(wanted)
         self.config, self.run = config, run
         # The rest of a row can be looked up again; recording it would only make the journal slow and large.
         self.table = table.only(*dict.fromkeys(o.metric for o in self.objectives))
@@ -111,7 +109,6 @@ class TableSearch(Search):
         return {}
 
 
-def search_table(config: SearchConfig, run: RunFolder, strategy: Strategy | None, progress: Progress | None) -> None:
-    """Carry out a configuration whose data is ``table:<name>``."""
-    table = open_table(config.data.removeprefix(PREFIX))
-    TableSearch(config, run, table, the_strategy(config, strategy), progress).go()
+def table_parts(config: SearchConfig, strategy: Strategy | None = None) -> tuple[Table, Strategy]:
+    """The table of a configuration whose data is ``table:<name>``, and the strategy."""
+    return open_table(config.data.removeprefix(PREFIX)), the_strategy(config, strategy)

@@ -122,7 +122,8 @@ class Workshop:
         except Diverged as error:
             outcome.failure = f"NaN: {error}"
         except MemoryError as error:
-            outcome.failure = f"out of memory: {error}"
+            why = str(error) or "an allocation was refused; the memory limit of a trial is below what a worker needs"
+            outcome.failure = f"out of memory: {why}"
         except RunError as error:
             outcome.fatal = str(error)
         except Exception as error:

@@ -52,14 +52,26 @@ def _shufflenet(make: Any, dataset: Dataset, options: dict[str, Any]) -> Space:
     return make(image=height, in_channels=channels, classes=dataset.classes, **{**small, **options})
 
 
+def _next_token(make: Any, dataset: Dataset, options: dict[str, Any]) -> Space:
+    """Texts are predicted token by token, so no network may look ahead."""
+    return make(dataset.input_shape, dataset.classes, **{"causal": True, **options})
+
+
 NAMED: dict[str, Entry] = {
     "mlp": Entry("archipel.spaces.mlp", "mlp_space", ("table", "image", "signal")),
     "mobile": Entry("archipel.spaces.mobile", "mobile_space"),
     "signal": Entry("archipel.spaces.signal", "signal_space", ("signal",)),
     "language": Entry("archipel.spaces.language", "language_space", ("text",)),
+    "reversible-transformer": Entry(
+        "archipel.spaces.reversible_transformer", "reversible_transformer_space", ("text",), _next_token
+    ),
     "nb201": Entry("archipel.spaces.nb201", "NB201", call=_by_example),
     "micro-nb201": Entry("archipel.spaces.micro_nb201", "MicroNB201"),
+    "mbconv": Entry("archipel.spaces.mbconv", "MBConvSpace"),
     "darts": Entry("archipel.spaces.darts", "DartsSpace"),
+    "subsets": Entry("archipel.spaces.subsets", "SubsetSpace"),
+    "micro-subsets": Entry("archipel.spaces.subsets", "MicroSubsets"),
+    "hyper-cuboid": Entry("archipel.spaces.hyper_cuboid", "HyperCuboid"),
     "nasnet": Entry("archipel.spaces.nasnet", "NASNetSpace", call=_by_example),
     "shufflenet": Entry("archipel.spaces.shufflenet", "shufflenet_space", call=_shufflenet),
 }

@@ -33,6 +33,7 @@ from archipel.core.errors import SpaceError, suggest
 from archipel.core.extract import extract
 from archipel.spaces.darts_network import AUXILIARY_SIDES, Cell, CellNetwork, reductions
 from archipel.spaces.genotypes import Genotype, read_cells
+from archipel.spaces.operation_sets import DARTS_SETS
 from archipel.spaces.operations import (
     CellSpace,
     EdgeFactory,
@@ -74,6 +75,10 @@ class DartsSpace(CellSpace):
         auxiliary: whether built networks have an auxiliary classifier (a pair of logits while training).
         drop_path: final probability of leaving a path of a built network out; see
             :func:`~archipel.spaces.darts_network.set_drop_path`.
+        ops: the operations of every edge, all by default; ``"none"``, where it is among them, can only be blended.
+        search_auxiliary: whether the searched network has an auxiliary classifier too.
+        operations: which set they are from, such as ``"darts"``, ``"sharp"`` or ``"binary"``; see
+            :mod:`archipel.spaces.operation_sets`.
 
     Raises:
         SpaceError: sizes that make no network; the message says which.
@@ -96,23 +101,34 @@ class DartsSpace(CellSpace):
         tie: str = "kind",
         auxiliary: bool = False,
         drop_path: float = 0.0,
+        ops: Sequence[str] | None = None,
+        search_auxiliary: bool = False,
+        operations: str = "darts",
     ) -> None:
         self.searched = (C if search_C is None else search_C, layers if search_layers is None else search_layers)
         self.nodes, self.tie = nodes, tie
         self.prefixes = cell_names(layers, tie)
-        self._check(tuple(input_shape), layers, nodes, tie, auxiliary, drop_path)
-        common = {"channels": input_shape[0], "classes": classes, "nodes": nodes}
+        self._check(tuple(input_shape), layers, nodes, tie, auxiliary or search_auxiliary, drop_path)
+        if operations not in DARTS_SETS:
+            raise SpaceError(f"There is no set of operations {operations!r}. {suggest(operations, DARTS_SETS)}")
+        known = tuple(DARTS_SETS[operations].operations(True, 0.0))
+        unknown = [op for op in ops or () if op not in known]
+        if unknown:
+            raise SpaceError(f"A DARTS cell has no operation {unknown[0]!r}. {suggest(unknown[0], known)}")
+        mixed = {"ops": known if ops is None else tuple(ops), "operations": DARTS_SETS[operations]}
+        common = {"channels": input_shape[0], "classes": classes, "nodes": nodes, **mixed}
         self._built = functools.partial(
             CellNetwork, **common, C=C, layers=layers, prefixes=self.prefixes, searching=False,
             auxiliary=auxiliary, drop_path=drop_path,
         )  # fmt: skip
         self._searched = functools.partial(
             CellNetwork, **common, C=self.searched[0], layers=self.searched[1],
-            prefixes=cell_names(self.searched[1], tie), searching=True,
+            prefixes=cell_names(self.searched[1], tie), searching=True, auxiliary=search_auxiliary,
         )  # fmt: skip
         # One cell of each kind shows all decisions; a large network with all alternatives is never needed for that.
         kinds = list(dict.fromkeys(self.prefixes))
-        super().__init__(functools.partial(_one_of_each, kinds, nodes), torch.zeros(2, *input_shape), "darts")
+        structure = functools.partial(_one_of_each, kinds, nodes, **mixed)
+        super().__init__(structure, torch.zeros(2, *input_shape), "darts")
         self.factory = functools.partial(self._built, edge=choice_edge)
 
     def _check(
@@ -216,5 +232,5 @@ def _canonical_cell(nodes: list[list[tuple[str, int]]]) -> list[list[tuple[str, 
     return best
 
 
-def _one_of_each(prefixes: Sequence[str], nodes: int) -> nn.Module:
-    return nn.ModuleList([Cell(p, 2, 2, 2, nodes, False, False, False, choice_edge, 0.0) for p in prefixes])
+def _one_of_each(prefixes: Sequence[str], nodes: int, **mixed: Any) -> nn.Module:
+    return nn.ModuleList([Cell(p, 2, 2, 2, nodes, False, False, False, choice_edge, 0.0, **mixed) for p in prefixes])

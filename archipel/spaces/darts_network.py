@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from archipel.core.choice import Inputs
 from archipel.core.errors import ShapeError
-from archipel.spaces.operations import DropPath, EdgeFactory, FactorizedReduce, darts_operations, relu_conv_bn
+from archipel.spaces.operation_sets import DARTS_SET, OperationSet
+from archipel.spaces.operations import DARTS_OPS, DropPath, EdgeFactory
 
 AUXILIARY_WEIGHT = 0.4  # of the auxiliary loss (DARTS, reference code)
 # The auxiliary classifier pools 5x5 with stride 3 and then takes all that is left, 2x2, into one convolution.
 AUXILIARY_SIDES = (8, 9, 10)
+MIXED_OPS = (*DARTS_OPS, "none")
 
 
 class Cell(nn.Module):
@@ -35,15 +37,19 @@ class Cell(nn.Module):
         searching: bool,
         edge: EdgeFactory,
         drop_path: float,
+        ops: Sequence[str] = MIXED_OPS,
+        operations: OperationSet = DARTS_SET,
     ) -> None:
         super().__init__()
         affine = not searching
-        self.pre0 = FactorizedReduce(c0, C, affine) if after_reduction else relu_conv_bn(c0, C, affine=affine)
-        self.pre1 = relu_conv_bn(c1, C, affine=affine)
-        ops = darts_operations(searching, drop_path)
+        self.pre0 = operations.inputs(c0, C, after_reduction, affine)
+        self.pre1 = operations.inputs(c1, C, False, affine)
+        made = operations.operations(searching, drop_path)
+        mixed = {label: made[label] for label in ops}
+        blend_only = [label for label in ops if label == "none"]
         self.sums = nn.ModuleList()
         for j in range(2, 2 + nodes):
-            edges = [edge(f"{prefix}.e{i}{j}", ops, C, 1 + (reduction and i < 2), ("none",)) for i in range(j)]
+            edges = [edge(f"{prefix}.e{i}{j}", mixed, C, 1 + (reduction and i < 2), blend_only) for i in range(j)]
             self.sums.append(Inputs(f"{prefix}.n{j}", edges, k=2))
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
@@ -92,6 +98,8 @@ class CellNetwork(nn.Module):
         edge: EdgeFactory,
         auxiliary: bool = False,
         drop_path: float = 0.0,
+        ops: Sequence[str] = MIXED_OPS,
+        operations: OperationSet = DARTS_SET,
     ) -> None:
         super().__init__()
         self.reductions = reductions(layers)
@@ -114,6 +122,8 @@ class CellNetwork(nn.Module):
                     searching,
                     edge,
                     drop_path * (not searching),
+                    ops,
+                    operations,
                 )
             except ShapeError as error:
                 raise ShapeError(f"Cell {k} of {layers}: {error}") from error
@@ -121,7 +131,7 @@ class CellNetwork(nn.Module):
             c0, c1, after_reduction = c1, nodes * C, reduction
             if auxiliary and k == self.reductions[1]:
                 self.auxiliary = AuxiliaryHead(c1, classes)
-        self.classifier = nn.Linear(c1, classes)
+        self.classifier = operations.classifier(c1, classes, searching)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         s0 = s1 = self.stem(x)

@@ -18,7 +18,7 @@ Departures: the shortcut of a reduction rounds odd sizes up, as its convolutions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -68,11 +68,19 @@ class Cell(nn.Module):
         edge: makes the edges.
         affine: whether batch norms scale and shift.
         prefix: of the decisions' names.
+        operations: (affine) -> label -> factory.
     """
 
-    def __init__(self, C: int, edge: EdgeFactory = choice_edge, affine: bool = True, prefix: str = "") -> None:
+    def __init__(
+        self,
+        C: int,
+        edge: EdgeFactory = choice_edge,
+        affine: bool = True,
+        prefix: str = "",
+        operations: Callable[[bool], Mapping[str, OpFactory]] = edge_operations,
+    ) -> None:
         super().__init__()
-        ops = edge_operations(affine)
+        ops = operations(affine)
         self.sums = nn.ModuleList(
             AllInputs(f"{prefix}n{j}", [edge(f"{prefix}e{i}{j}", ops, C, 1) for i in range(j)]) for j in (1, 2, 3)
         )

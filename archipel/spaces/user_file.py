@@ -21,6 +21,7 @@ from archipel.core.errors import ArchipelError, SpaceError, UsageError, suggest
 from archipel.core.space import Space
 from archipel.data.dataset import Dataset
 from archipel.spaces.module_space import ModuleSpace
+from archipel.spaces.type_check import check_types
 
 
 def user_space(spec: str, dataset: Dataset, options: dict[str, Any]) -> Space:
@@ -57,6 +58,7 @@ def user_space(spec: str, dataset: Dataset, options: dict[str, Any]) -> Space:
             raise UsageError(f"{spec} gave a {kind}; it should give an nn.Module with choices, or a Space.")
     result = _call(lambda: ModuleSpace(factory, dataset.example(), name=name), spec)
     _check_outputs(result, spec, dataset)
+    _call(lambda: check_types(result), spec)
     return result
 
 

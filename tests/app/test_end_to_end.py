@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import safetensors.torch
 from click.testing import CliRunner
 
 from archipel.app.cli import main
@@ -66,10 +68,45 @@ def test_report_export_resume_and_draw_work_on_a_finished_run(finished, tmp_path
     exported = here("export", out, "--to", tmp_path / "copy")
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "copy" / "program.pt2").exists()
+    assert "compared with the network from architecture.json and model.safetensors" in exported.output
+    printed = here("report", out).output
+    assert re.search(r"^validation .* \(after 4 epochs\)$", printed, re.MULTILINE)
+    assert re.search(r"^random .* \(after 2 epochs of a trial\), P", printed, re.MULTILINE)
     assert json.loads(here("resume", out, "--json").output) == summary
     drawn = here("draw", out, "--out", tmp_path / "a.svg")
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+def test_export_finds_weights_that_are_not_those_of_the_program(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    file = tmp_path / "run" / "model" / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({k: v + 0.5 for k, v in weights.items()}, file)
+    wrong = here("export", tmp_path / "run")
+    assert wrong.exit_code == 6
+    assert "program.pt2 computes something else" in wrong.output
+    file.write_bytes(b"x")
+    assert "does not hold the weights" in here("export", tmp_path / "run").output
+
+
+def test_export_of_a_space_that_cannot_be_made_by_name_says_what_was_compared(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"space": "object:mine"}))
+    done = here("export", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "compared with each other only, not with the weights" in done.output
+    assert "objects in Python" in done.output
+    (tmp_path / "run" / "model" / "program.pt2").write_bytes(b"x")
+    assert here("export", tmp_path / "run").exit_code == 6
+
+
+def test_a_memory_limit_below_what_a_worker_needs_is_named(tmp_path):
+    done = archipel("search", *FAST, "--budget", 1, "--trial-memory", 1, "--quiet", "--out", tmp_path / "run")
+    assert done.returncode == 6
+    assert "out of memory" in done.stderr
+    assert "below what a worker needs" in done.stderr
 
 
 def test_the_page_is_self_contained(finished):

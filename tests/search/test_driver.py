@@ -148,6 +148,61 @@ def test_an_impossible_limit_is_refused_with_the_smallest_possible_named(tmp_pat
 def test_bad_settings_are_usage_errors(tmp_path, bad):
     with pytest.raises(UsageError):
         go(tmp_path / "run", **bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["acuracy", "r2", "seconds", "epochs", ""])
+def test_an_objective_that_no_trial_will_have_is_refused_at_the_start(tmp_path, wrong):
+    with pytest.raises(UsageError, match=r"no metric .*accuracy.*latency_ms.*macs"):
+        go(tmp_path / "run", objectives=[wrong])
+    assert not (tmp_path / "run").exists()
+
+
+def test_objectives_are_metrics_of_training_or_costs_by_the_names_that_limits_have(tmp_path):
+    report = go(tmp_path / "a", objectives=["loss:min"], budget=3, baseline=0.0).report
+    assert report["objective"] == {"metric": "loss", "mode": "min"}
+    report = go(tmp_path / "b", objectives=["memory:min", "accuracy"], budget=3).report
+    assert report["objective"] == {"metric": "memory_bytes", "mode": "min"}
+    assert "final_test" not in report["random"]  # a test split says nothing about memory
+
+
+def test_a_run_that_something_broke_while_it_ran_keeps_its_folder(tmp_path, monkeypatch):
+    def fails(self, trial):
+        raise UsageError("late")
+
+    monkeypatch.setattr(RandomSearch, "tell", fails)
+    with pytest.raises(UsageError, match="late"):
+        go(tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_result_gives_metrics_and_costs_and_says_after_how_many_epochs(tmp_path):
+    result = go(tmp_path / "run", budget=3, final_epochs=5)
+    assert result.metrics == result.report["chosen"]["metrics"]
+    assert {"val_accuracy", "test_accuracy", "val_loss"} <= set(result.metrics)
+    assert result.costs == {k: result.metrics[k] for k in ("params", "macs")}
+    assert result.report["chosen"]["epochs"] == 5
+    assert result.report["random"]["epochs"] == RECIPE.epochs
+
+
+def test_what_is_no_run_or_not_finished_is_said(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        load_result(tmp_path / "none")
+    RunFolder.create(tmp_path / "run", SearchConfig(data="wine").as_dict()).close()
+    with pytest.raises(RunError, match=r"no report yet. `archipel resume"):
+        load_result(tmp_path / "run")
+    with pytest.raises(RunError, match=r"no exported network yet. `archipel resume"):
+        api.export_run(tmp_path / "run")
+
+
+def test_a_graph_is_refused_with_where_graphs_are_searched(tmp_path):
+    from archipel.data.graph import GraphData
+
+    nodes = Split(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    graph = GraphData("cora", nodes, nodes, nodes, "node-classification", 2, nodes=torch.zeros(12, 3))
+    with pytest.raises(UsageError, match=r"graph methods, from Python.* --data table:graph-cora"):
+        search(data=graph, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_gives_the_same_result_and_another_seed_another_search(tmp_path):

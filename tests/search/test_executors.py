@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from archipel.core.errors import UsageError
-from archipel.search.executors import Crew
+from archipel.search.executors import Crew, RayExecutor
 from archipel.search.training import Recipe
 from archipel.search.worker import Blueprint, Job
 
@@ -82,6 +82,42 @@ def test_a_worker_that_cannot_load_its_run_says_so():
 def test_unknown_executors_are_named():
     with pytest.raises(UsageError, match="Did you mean: dask"):
         Crew("dusk", 1, blueprint())
+
+
+class FakeRay:
+    """Refuses what Ray refuses: a number of processors for a cluster that is there already."""
+
+    def __init__(self, cluster):
+        self.cluster, self.given = cluster, None
+
+    def is_initialized(self):
+        return False
+
+    def init(self, num_cpus=None, **rest):
+        if self.cluster == "gone":
+            raise ConnectionError("nobody there")
+        if self.cluster and num_cpus is not None:
+            raise ValueError("When connecting to an existing cluster, num_cpus must not be provided.")
+        self.given = num_cpus
+
+
+@pytest.mark.parametrize(
+    ("address", "cluster", "given"),
+    [("10.0.0.1:6379", True, None), ("auto", True, None), ("", True, None), ("", False, 3), ("local", False, 3)],
+)
+def test_ray_is_told_how_many_processors_only_where_it_is_started(monkeypatch, address, cluster, given):
+    ray = FakeRay(cluster)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("archipel.search.executors.require", lambda *names: ray)
+    RayExecutor(3)
+    assert ray.given == given
+
+
+def test_a_ray_cluster_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("archipel.search.executors.require", lambda *names: FakeRay("gone"))
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS='10\.0\.0\.1:6379'"):
+        RayExecutor(3)
 
 
 def test_a_memory_limit_fails_the_trial_and_not_the_worker():

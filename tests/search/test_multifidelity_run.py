@@ -196,8 +196,67 @@ def test_partly_trained_weights_stay_as_long_as_they_may_be_promoted(tmp_path, m
         go(tmp_path / "run", "asha")
     trials = rows(tmp_path / "run")
     best = max((t for t in trials if t["resource"] == EPOCHS), key=lambda t: (t["metrics"]["accuracy"], -t["id"]))
-    paused = {f"search-{t['id']}" for t in trials if t["resource"] < EPOCHS}
+    resumed = {t["resume"] for t in trials}
+    paused = {f"search-{t['id']}" for t in trials if t["resource"] < EPOCHS and t["id"] not in resumed}
     assert set(checkpoints(tmp_path / "run")) == paused | {f"search-{best['id']}"}
+
+
+def test_of_a_bracket_only_those_in_reach_of_the_next_stage_stay(tmp_path, monkeypatch):
+    raise_at(monkeypatch, lambda n, job: n == 8)  # in the first stage of nine, of which three are promoted
+    with pytest.raises(Stop):
+        go(tmp_path / "run", "hyperband")
+    trials = sorted(rows(tmp_path / "run"), key=lambda t: (-t["metrics"]["accuracy"], t["id"]))
+    assert len(trials) == 7
+    assert set(checkpoints(tmp_path / "run")) == {f"search-{t['id']}" for t in trials[:3]}
+
+
+def test_a_network_whose_weights_are_gone_is_trained_anew_where_it_may_be_promoted(tmp_path):
+    tiny = ModuleSpace(
+        lambda: nn.Sequential(ElasticLinear(4, w := Width("w", [2, 8, 16])), nn.ReLU(), ElasticLinear(w, 3)),
+        torch.zeros(2, 4),
+    )
+    report = go(tmp_path / "run", "hyperband", space=tiny, budget=60).report
+    trials = rows(tmp_path / "run")
+    trained = [(str(t["arch"]), t["resource"]) for t in trials if not t["cached"] and t["resume"] is None]
+    assert len(trained) > len(set(trained))  # some were trained twice
+    assert report["failures"] == []  # and nothing that was resumed was missing
+
+
+@pytest.mark.parametrize("strategy", ["asha", "hyperband"])
+def test_weights_outlive_a_kill_that_loses_the_last_lines_of_the_journal(tmp_path, monkeypatch, strategy):
+    """Quick trials are written together (here: five), so a kill loses some; what they resumed must still be there."""
+    monkeypatch.setattr("archipel.core.run.QUICK_SECONDS", 1e9)
+    monkeypatch.setattr("archipel.core.run.FLUSH_SECONDS", 1e9)
+    whole, flush, told, count = go(tmp_path / "whole", strategy, budget=22).report, Journal.flush, Journal.told, 0
+
+    def together(journal, *args):
+        nonlocal count
+        count += 1
+        told(journal, *args)
+        if count % 5 == 0:
+            flush(journal)
+
+    monkeypatch.setattr(Journal, "told", together)
+
+    def forget(journal):
+        journal._trials.clear()
+        journal._events.clear()
+
+    for n in (16, 18, 20):
+
+        def killed(count, job, n=n):
+            if count == n:
+                monkeypatch.setattr(Journal, "flush", forget)
+            return count == n
+
+        alive = raise_at(monkeypatch, killed)
+        with pytest.raises(Stop):
+            go(tmp_path / f"run{n}", strategy, budget=22)
+        monkeypatch.setattr(Journal, "flush", flush)
+        alive()
+        resumed = resume(tmp_path / f"run{n}", space=space(), data=data()).report
+        assert resumed["failures"] == []
+        assert json.dumps(whole["chosen"]) == json.dumps(resumed["chosen"])
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from archipel.core.choice import Choice, Depth, Inputs, Kernel, Width
 from archipel.core.decision import Decision, Real
 from archipel.core.space import JointSpace, Space, when
 from archipel.spaces.darts import DartsSpace
+from archipel.spaces.hyper_cuboid import HyperCuboid
 from archipel.spaces.language import language_space
 from archipel.spaces.layers import ElasticBatchNorm1d, ElasticConv1d, ElasticLinear
+from archipel.spaces.mbconv import MBConvSpace
 from archipel.spaces.micro_nb201 import MicroNB201
 from archipel.spaces.mlp import mlp_space
 from archipel.spaces.mobile import mobile_space
@@ -24,9 +26,12 @@ from archipel.spaces.nas_bench_graph_codec import GraphNASCodes
 from archipel.spaces.nasnet import NASNetSpace
 from archipel.spaces.nb201 import NB201
 from archipel.spaces.nb201_codec import NB201Codes
+from archipel.spaces.plain_operations import ALL_OPS
+from archipel.spaces.reversible_transformer import reversible_transformer_space
 from archipel.spaces.sharing import cell_space, elastic_mlp_space
 from archipel.spaces.shufflenet import shufflenet_space
 from archipel.spaces.signal import signal_space
+from archipel.spaces.subsets import MicroSubsets, SubsetSpace
 
 
 class Nested(torch.nn.Module):
@@ -72,10 +77,16 @@ MODULES = {
     "nb201": P(NB201, torch.zeros(2, 1, 8, 8), classes=3, C=2, N=1, stages=2),
     "micro-nb201": P(MicroNB201, (1, 4, 4), 3, C=2, cells=2),
     "darts": P(DartsSpace, (1, 8, 8), 3, C=2, layers=3, nodes=2),
+    "subsets": P(SubsetSpace, (1, 8, 8), 3, C=2, layers=3, nodes=2, mean=False),
+    "subsets-tied": P(SubsetSpace, (1, 4, 4), 3, C=2, layers=2, nodes=1, tie=[0, 0], reduce_at=[1], ops=ALL_OPS),
+    "micro-subsets": P(MicroSubsets, (1, 4, 4), 3, C=2, cells=1),
+    "hyper-cuboid": P(HyperCuboid, (1, 4, 4), 3, channels=(2, 3), layers=2),
+    "reversible": P(reversible_transformer_space, (6,), 11, d=8, embed=4, repeats=2, heads=2),
     "shufflenet": P(
         shufflenet_space, 16, 1, 3, stem=4, widths=(8, 16), depths=(2, 1), head=8, stem_stride=1, factors=(0.5, 1.0),
         dropout=0.0,
     ),
+    "mbconv": P(MBConvSpace, (1, 8, 8), 3, kernels=(1, 3), expansions=(1, 2), width=4, depth=2),
     "cells": P(cell_space, (1, 4, 4), 3, channels=4, cells=2),
     "elastic-mlp": P(elastic_mlp_space, (4,), 3, widths=(2, 4), hidden=2, activations=("relu", "tanh")),
     "nested": P(ModuleSpace, Nested, torch.zeros(2, 1, 7)),

@@ -18,6 +18,7 @@ from archipel.cost.memory import inference_bytes, training_bytes
 from archipel.cost.model import count_macs, count_params
 from archipel.cost.predictor import layer_features
 from archipel.cost.table import CostTable, archs_of, index_matrix
+from archipel.nets.sequence_ops import DynamicConv, SequenceAttention
 from archipel.spaces.language import Attention
 
 NAMES = {**MODULES, **BUILDS}
@@ -41,12 +42,18 @@ def macs_by_formula(net: nn.Module, x: torch.Tensor) -> int:
         B, T, C = out.shape
         total += 2 * B * T * T * C
 
+    def dynamic(module, args, out):
+        nonlocal total
+        total += out.numel() * module.kernel
+
     for m in net.modules():
         if isinstance(m, nn.Conv1d | nn.Conv2d):
             m.register_forward_hook(convolution)
         elif isinstance(m, nn.Linear):
             m.register_forward_hook(linear)
-        elif isinstance(m, Attention):
+        elif isinstance(m, DynamicConv):
+            m.register_forward_hook(dynamic)
+        elif isinstance(m, Attention | SequenceAttention):
             m.register_forward_hook(attention)
     with torch.no_grad():
         net.eval()(x)

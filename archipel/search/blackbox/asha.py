@@ -200,6 +200,12 @@ class AsynchronousHalving(ReportingStrategy):
         configuration.target = next(r for r in ladder if r > level) if goes_on else None
         return goes_on
 
+    def resumable(self) -> set[int] | None:
+        """Whatever waits at a rung: results that come in later may move the cut below it."""
+        top = self.levels[-1]
+        waiting = (c for c in self.configurations.values() if c.losses and c.target is None)
+        return {c.checkpoint for c in waiting if top not in c.losses and math.isfinite(c.losses[max(c.losses)])}
+
     def _loss(self, metrics: Mapping[str, float]) -> float:
         """The negated first score; infinite for whatever is not a finite number."""
         loss = -self.problem.objectives[0].score(metrics)

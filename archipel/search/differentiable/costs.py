@@ -11,14 +11,17 @@ other and none changes the size of another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from archipel.core.choice import Choice, Decider, Inputs
 from archipel.core.errors import SpaceError, UsageError
+from archipel.core.subset import Subset
 from archipel.core.supernet import Supernet
 from archipel.cost.model import FlopMode, count_params
 from archipel.search.differentiable.parameters import ArchParameters
@@ -68,27 +71,76 @@ def expected_cost(space: ModuleSpace, parameters: ArchParameters, metric: str, k
 
     Raises:
         UsageError: another metric.
-        SpaceError: choices within choices, whose costs do not add up.
+        SpaceError: choices within choices, whose costs do not add up, or a size that was fixed among several.
     """
     if metric not in METRICS:
         raise UsageError(f"Costs of options are counted in {' or '.join(METRICS)}, not {metric!r}.")
     net = _undecided(space)
-    choices = [m for m in net.net.modules() if isinstance(m, Choice)]
+    _check_sizes(net, parameters.fixed)
+    choices = [m for m in net.net.modules() if isinstance(m, Choice | Subset)]
     for choice in choices:
-        if any(isinstance(m, Choice) for option in choice.blended for m in option.modules()):
-            raise SpaceError(f"Choice {choice.decision.name!r} holds further choices; their costs do not add up.")
+        if isinstance(choice, Choice) and choice.decision.name not in space.by_name:
+            raise SpaceError(
+                f"Choice {choice.decision.name!r} is made by several decisions, and what it costs depends on its "
+                f"neighbours; expected costs are only counted for choices that stand alone."
+            )
+        if any(isinstance(m, Choice | Subset) for option in choice.blended for m in option.modules()):
+            raise SpaceError(f"Choice {_row_name(choice)!r} holds further choices; their costs do not add up.")
     found, total = (_params if metric == "params" else _macs)(net, space)
-    shares = _kept_shares(net) if kept else {}
+    shares = _kept_shares(net, parameters.fixed) if kept else {}
+    constant = float(total - sum(sum(costs) for costs in found.values()))
     table: dict[str, Tensor] = {}
     for choice in choices:
-        name = choice.decision.name
+        name = _row_name(choice)
+        c = torch.tensor(found[id(choice)], dtype=torch.float64) * shares.get(id(choice), 1.0)
         if name in parameters.rows:
-            c = torch.tensor(found[id(choice)], dtype=torch.float64) * shares.get(id(choice), 1.0)
             table[name] = c + table[name] if name in table else c
+        elif isinstance(choice, Choice) and name in parameters.fixed:
+            constant += float(c[choice.decision.index(parameters.fixed[name])])
     if not table:
         raise SpaceError(f"{space.name} has no open choice between operations, so no option has a cost of its own.")
-    everything = sum(sum(costs) for costs in found.values())
-    return ExpectedCost(metric, table, float(total - everything))
+    return ExpectedCost(metric, table, constant)
+
+
+def tabled_cost(
+    space: ModuleSpace,
+    parameters: ArchParameters,
+    metric: str,
+    costs: Mapping[str, Mapping[str, float]],
+    constant: float = 0.0,
+    kept: bool = True,
+) -> ExpectedCost:
+    """A cost that is not counted but given: measured milliseconds, say.
+
+    Args:
+        costs: row -> option -> what it adds, over all places that share the row.
+        kept: as for :func:`expected_cost`.
+
+    Raises:
+        SpaceError: a row or an option without an entry, or an entry that is no number; names it.
+    """
+    net = _undecided(space)
+    shares = _kept_shares(net, parameters.fixed) if kept else {}
+    table: dict[str, Tensor] = {}
+    for choice in (m for m in net.net.modules() if isinstance(m, Choice)):
+        name = choice.decision.name
+        if name not in parameters.rows or name in table:
+            continue
+        entries = costs.get(name, {})
+        for label in choice.blend_labels:
+            if not isinstance(entries.get(label), int | float) or not math.isfinite(entries[label]):
+                known = ", ".join(entries) or "nothing"
+                raise SpaceError(
+                    f"The cost table for {metric} gives {entries.get(label)!r} for option {label!r} of {name!r}; it "
+                    f"needs a number for each of {', '.join(choice.blend_labels)}, and has one for {known}."
+                )
+        c = torch.tensor([float(entries[label]) for label in choice.blend_labels], dtype=torch.float64)
+        table[name] = c * shares.get(id(choice), 1.0)
+    return ExpectedCost(metric, table, constant)
+
+
+def _row_name(choice: Choice | Subset) -> str:
+    return choice.name if isinstance(choice, Subset) else choice.decision.name
 
 
 def _undecided(space: ModuleSpace) -> Supernet:
@@ -105,8 +157,14 @@ class _All(Decider):
         self.macs: dict[int, list[int]] = {}
 
     def choose(self, choice: Choice, *args: Tensor) -> Tensor:
+        return self._each(choice, [args] * len(choice.blended))
+
+    def merge(self, subset: Subset, states: Sequence[Tensor]) -> Tensor:
+        return self._each(subset, [(states[i],) for i in subset.sources])
+
+    def _each(self, choice: Choice | Subset, inputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
         outputs, counted = [], []
-        for option in choice.blended:
+        for option, args in zip(choice.blended, inputs):
             before = self.counter.total if self.counter else 0
             outputs.append(option(*args))
             counted.append((self.counter.total - before) // 2 if self.counter else 0)
@@ -120,8 +178,8 @@ class _All(Decider):
 
 
 def _params(net: Supernet, space: ModuleSpace) -> tuple[dict[int, list[int]], int]:
-    found = {id(m): [count_params(option) for option in m.blended] for m in net.net.modules() if isinstance(m, Choice)}
-    return found, count_params(net.net)
+    choices = [m for m in net.net.modules() if isinstance(m, Choice | Subset)]
+    return {id(m): [count_params(option) for option in m.blended] for m in choices}, count_params(net.net)
 
 
 def _macs(net: Supernet, space: ModuleSpace) -> tuple[dict[int, list[int]], int]:
@@ -134,11 +192,23 @@ def _macs(net: Supernet, space: ModuleSpace) -> tuple[dict[int, list[int]], int]
     return decider.macs, counter.total // 2
 
 
-def _kept_shares(net: Supernet) -> dict[int, float]:
-    """Choice -> the share of its node's edges that are kept."""
+def _kept_shares(net: Supernet, fixed: Mapping[str, Any]) -> dict[int, float]:
+    """Choice -> the share of its node's edges that are kept; where they are fixed, 1 or 0."""
     shares: dict[int, float] = {}
     for node in (m for m in net.net.modules() if isinstance(m, Inputs)):
-        for edge in node.edges:
-            for choice in (m for m in edge.modules() if isinstance(m, Choice)):
-                shares[id(choice)] = node.k / len(node.edges)
+        taken = node.sources[fixed[node.decision.name]] if node.decision.name in fixed else None
+        for i, edge in enumerate(node.edges):
+            share = node.k / len(node.edges) if taken is None else float(i in taken)
+            shares.update({id(m): share for m in edge.modules() if isinstance(m, Choice)})
     return shares
+
+
+def _check_sizes(net: Supernet, fixed: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        SpaceError: a size is fixed at one of several values; here every layer counts at its largest.
+    """
+    named = {m.decision.name for m in net.net.modules() if isinstance(m, Choice | Inputs)}
+    for name in fixed:
+        if name not in named and net.space.by_name[name].mutable:
+            raise SpaceError(f"Costs of options are not counted where a size is fixed, as {name!r} is.")

@@ -19,9 +19,12 @@ from typing import Any
 
 from archipel.core.errors import UsageError
 from archipel.core.registry import Paper, register
-from archipel.search.differentiable.arch_gradient import FirstOrder, SecondOrder
+from archipel.search.differentiable.arch_gradient import ArchGradient, SecondOrder
 from archipel.search.differentiable.loop import DifferentiableSearch
+from archipel.search.differentiable.mix import Mix
+from archipel.search.differentiable.objective import SearchObjective
 from archipel.search.differentiable.schedule import Schedule
+from archipel.search.differentiable.select import Select
 
 
 @register(
@@ -30,21 +33,33 @@ from archipel.search.differentiable.schedule import Schedule
     slots=["mix", "arch-gradient", "select"],
     paper=Paper("DARTS: Differentiable Architecture Search", 2018, "https://arxiv.org/abs/1806.09055"),
 )
-def darts(order: int = 1, schedule: Schedule | None = None, **slots: Any) -> DifferentiableSearch:
-    """Differentiable search by a softmax over operations, of first or second order.
+def darts(
+    order: int = 1,
+    schedule: Schedule | dict[str, Any] | str | None = None,
+    mix: Mix | str | None = None,
+    arch_gradient: ArchGradient | str | None = None,
+    objective: SearchObjective | str | None = None,
+    select: Select | str | None = None,
+    fixed: dict[str, Any] | None = None,
+) -> DifferentiableSearch:
+    """Differentiable search by a softmax over operations, of first or second order; or with other parts in its slots.
 
     Args:
         order: 1, or 2 to look one step of the weights ahead (about three times the time).
         schedule: the paper's by default: 50 epochs, batches of 64.
-        slots: other slots of :class:`DifferentiableSearch`, and ``fixed``.
+        mix, arch_gradient, objective, select: parts, or their names, that replace those of DARTS.
+        fixed: values of decisions that are not searched.
 
     Raises:
-        UsageError: another order.
+        UsageError: another order, or an order beside an ``arch_gradient``.
 
     >>> type(darts(order=2).arch_gradient).__name__
     'SecondOrder'
     """
     if order not in (1, 2):
         raise UsageError(f"DARTS is of order 1 or 2, not {order!r}.")
-    slots.setdefault("arch_gradient", FirstOrder() if order == 1 else SecondOrder())
-    return DifferentiableSearch(schedule=schedule or Schedule(), **slots)
+    if order == 2:
+        if arch_gradient is not None:
+            raise UsageError("The order says how the architecture learns, and so does arch_gradient: give one of them.")
+        arch_gradient = SecondOrder()
+    return DifferentiableSearch(mix, arch_gradient, objective, schedule, select, fixed)

@@ -44,10 +44,12 @@ def saved_bytes(compute: Callable[[], Any], net: nn.Module | None = None) -> int
 def normalised_entropy(weights: Mapping[str, list[float]]) -> float:
     """Mean over rows of H(p) / ln O: 1 where all options weigh the same, 0 where one has all the weight.
 
+    Gates, which do not sum to 1, are divided by their sum.
+
     >>> normalised_entropy({"a": [0.5, 0.5], "b": [1.0, 0.0]})
     0.5
     """
-    rows = [w for w in weights.values() if len(w) > 1]
+    rows = [w if abs(sum(w) - 1) < 1e-6 else [p / (sum(w) or 1.0) for p in w] for w in weights.values() if len(w) > 1]
     if not rows:
         return 0.0
     return sum(-sum(p * math.log(p) for p in w if p > 0.0) / math.log(len(w)) for w in rows) / len(rows)

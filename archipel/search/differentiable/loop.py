@@ -24,34 +24,40 @@ from archipel.core.decision import Arch
 from archipel.core.errors import DataError, SpaceError, UsageError
 from archipel.core.space import Space
 from archipel.core.supernet import Supernet
+from archipel.data.batches import cutout
 from archipel.data.dataset import Split
 from archipel.search.differentiable.arch_gradient import ArchGradient, FirstOrder
 from archipel.search.differentiable.diagnostics import discretisation_gap, normalised_entropy
 from archipel.search.differentiable.mix import Mix, Slot, Softmax
 from archipel.search.differentiable.objective import CrossEntropy, SearchObjective
 from archipel.search.differentiable.parameters import ArchParameters
+from archipel.search.differentiable.parts import as_part
 from archipel.search.differentiable.schedule import Schedule
-from archipel.search.differentiable.select import Argmax, Select, nearest_feasible, option_scores
+from archipel.search.differentiable.select import Argmax, Select
 from archipel.search.differentiable.state import SearchState
 from archipel.search.strategy import Context, Problem, Strategy, Trial
 from archipel.search.training import shuffled
 from archipel.spaces.module_space import ModuleSpace
 from archipel.spaces.operations import CellSpace, choice_edge
+from archipel.spaces.type_check import check_types
 
 CHECKPOINT = "differentiable"
+FURTHER_SEED = 7_919  # epochs of a selection see the data in other orders than those of the search
 
 
 class DifferentiableSearch(Strategy):
     """Trains a supernet and its architecture together, then proposes the one architecture that comes out.
 
     Args:
-        mix, arch_gradient, objective, schedule, select: the slots; first-order DARTS by default.
+        mix, arch_gradient, objective, schedule, select: the slots, as parts or by name (such as ``"second-order"`` or
+            ``"partial-channels:K=2"``, see :mod:`~archipel.search.differentiable.parts`); first-order DARTS by default.
         fixed: values of decisions that are not searched (those that set sizes cannot be).
 
     Attributes:
         log: for each epoch, losses, mean normalised entropy of the mixture weights, accuracy of the mixture and of its
-            discretisation on the validation data, their gap, and the logits.
+            discretisation on the validation data, their gap, the logits, and what slots measure.
         state: supernet and logits, after ``prepare``.
+        selection: the select slot with what it has recorded, after ``prepare``.
 
     >>> DifferentiableSearch(schedule=Schedule(epochs=2)).schedule.alpha_lr
     0.0003
@@ -59,18 +65,18 @@ class DifferentiableSearch(Strategy):
 
     def __init__(
         self,
-        mix: Mix | None = None,
-        arch_gradient: ArchGradient | None = None,
-        objective: SearchObjective | None = None,
-        schedule: Schedule | None = None,
-        select: Select | None = None,
+        mix: Mix | str | None = None,
+        arch_gradient: ArchGradient | str | None = None,
+        objective: SearchObjective | str | None = None,
+        schedule: Schedule | Mapping[str, Any] | str | None = None,
+        select: Select | str | None = None,
         fixed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.mix = mix or Softmax()
-        self.arch_gradient = arch_gradient or FirstOrder()
-        self.objective = objective or CrossEntropy()
-        self.schedule = schedule or Schedule()
-        self.select = select or Argmax()
+        self.mix: Mix = as_part("mix", mix) or Softmax()
+        self.arch_gradient: ArchGradient = as_part("arch_gradient", arch_gradient) or FirstOrder()
+        self.objective: SearchObjective = as_part("objective", objective) or CrossEntropy()
+        self.schedule: Schedule = as_part("schedule", schedule) or Schedule()
+        self.select: Select = as_part("select", select) or Argmax()
         self.fixed = dict(fixed or {})
         self._reset()
 
@@ -83,6 +89,7 @@ class DifferentiableSearch(Strategy):
     def _reset(self) -> None:
         self.log: list[dict[str, Any]] = []
         self.state: SearchState | None = None
+        self.selection: Select | None = None
         self._answers: list[Arch] | None = None
         self._asked = 0
 
@@ -96,20 +103,26 @@ class DifferentiableSearch(Strategy):
         """
         state = self.state = self.start(context)
         gradient, select = copy.deepcopy(self.arch_gradient), copy.deepcopy(self.select)
+        for slot in (gradient, select):
+            slot.started(state)
         saved = context.checkpoints.load(CHECKPOINT)
-        begin = 0
+        begin = further = 0
         if saved is not None:
             state.load_state_dict(saved["state"])
             gradient.load_state_dict(saved["arch_gradient"])
             select.load_state_dict(saved["select"])
             begin, self.log, self._answers = saved["epoch"], list(saved["log"]), saved["answers"]
-            state.move_to(max(0, begin - 1), state.steps_per_epoch - 1)  # as at the end of the last epoch
+            further = saved["further"]
+            select.restored(state)
+            # As at the end of the last epoch.
+            state.move_to(max(0, (further or begin) - 1), state.steps_per_epoch - 1)
 
-        def save(epoch: int) -> None:
+        def save() -> None:
             context.checkpoints.save(
                 CHECKPOINT,
                 {
-                    "epoch": epoch,
+                    "epoch": len(self.log) - further,
+                    "further": further,
                     "state": state.state_dict(),
                     "arch_gradient": gradient.state_dict(),
                     "select": select.state_dict(),
@@ -121,19 +134,29 @@ class DifferentiableSearch(Strategy):
         epochs = state.schedule.epochs
         slots = (state.mix, gradient, state.objective, select)
         with torch.random.fork_rng(devices=[]):  # the generator of the process is left as it was found
-            for epoch in range(begin, epochs if self._answers is None else 0):
+            for epoch in range(begin, epochs if self._answers is None and not further else 0):
                 if any(slot.finished for slot in slots):
                     break
                 losses = run_epoch(state, gradient, epoch, context.seed, context.deadline, slots)
                 if losses is None:
                     break
-                self.log.append({"epoch": epoch, **losses, **self._look(state, context.dataset.val)})
-                save(epoch + 1)
+                self.log.append({"epoch": epoch, **losses, **self._look(state, context.dataset.val, slots)})
+                save()
                 context.progress("search", (epoch + 1) / epochs)
             if self._answers is None:
                 torch.manual_seed(context.seed)
+                while wanted := select.further(state):
+                    losses = run_epoch(state, gradient, further, context.seed + FURTHER_SEED, context.deadline, slots)
+                    if losses is None:
+                        break
+                    look = self._look(state, context.dataset.val, slots)
+                    self.log.append({"epoch": len(self.log), **losses, **look})
+                    further += 1
+                    save()
+                    context.progress("selection", further / (further - 1 + wanted))
                 self._answers = select.answers(state)
-                save(len(self.log))
+                save()
+        self.selection = select
         self._validation = context.dataset.val
 
     def start(self, context: Context) -> SearchState:
@@ -144,7 +167,10 @@ class DifferentiableSearch(Strategy):
         parameters = ArchParameters.of(supernet, mix.weigh_edges, self.fixed, context.seed)
         data = context.dataset
         parts = halves(data.train, schedule.alpha_share, data.task, context.seed)
-        return SearchState(supernet, parameters, mix, objective, schedule, data.task, parts)
+        state = SearchState(supernet, parameters, mix, objective, schedule, data.task, parts)
+        for slot in (mix, objective):
+            slot.started(state)
+        return state
 
     def ask(self) -> Trial | None:
         if self.finished:
@@ -156,9 +182,7 @@ class DifferentiableSearch(Strategy):
         arch, repaired = self._answers[self._asked], False
         self._asked += 1
         if self.problem.feasible is not None and not self.problem.feasible(arch):
-            scores = option_scores(self.state.parameters, self._weights(self.state))
-            fixed = self.state.parameters.fixed
-            arch = nearest_feasible(self.problem.space, scores, fixed, self.problem.feasible, self.problem.rng)
+            arch = self.select.nearest(self.state, self.problem.feasible, self.problem.rng)
             repaired = True
         info: dict[str, Any] = {"epochs": len(self.log), "repaired": repaired, "weights": self._weights(self.state)}
         if self.log:
@@ -183,14 +207,15 @@ class DifferentiableSearch(Strategy):
 
     @staticmethod
     def _weights(state: SearchState) -> dict[str, list[float]]:
-        return {n: w.detach().tolist() for n, w in state.mixture_weights().items()}
+        return {n: w.detach().tolist() for n, w in state.scores().items()}
 
-    def _look(self, state: SearchState, data: Split) -> dict[str, Any]:
-        arch = Argmax()(state)
+    def _look(self, state: SearchState, data: Split, slots: Sequence[Slot]) -> dict[str, Any]:
+        arch = next((s for s in slots if isinstance(s, Select)), Argmax()).glance(state)
         return {
             "entropy": normalised_entropy(self._weights(state)),
             **discretisation_gap(state, arch, data),
             "alpha": {n: p.detach().tolist() for n, p in state.logits.items()},
+            **{k: v for slot in slots for k, v in slot.figures().items()},
         }
 
 
@@ -198,8 +223,10 @@ def make_supernet(space: Space, mix: Mix, seed: int) -> Supernet:
     """A space's supernet with the edges that a mix needs.
 
     Raises:
-        SpaceError: the space has no supernet, or its edges cannot be replaced.
+        SpaceError: the space has no supernet, its edges cannot be replaced, or options of a choice differ in type.
     """
+    if isinstance(space, ModuleSpace):
+        check_types(space)
     if isinstance(space, CellSpace):
         return space.supernet(seed=seed, edge=mix.edge or choice_edge)
     if mix.edge is not None:
@@ -240,7 +267,11 @@ def run_epoch(
         state.move_to(epoch, step)
         index = order[step * size : (step + 1) * size]
         place = (torch.arange(min(size, len(theirs))) + step * size) % len(theirs)
-        total += gradient.update(state, batch(ours, index), batch(theirs, other[place]))
+        pair = [batch(ours, index), batch(theirs, other[place])]
+        if state.schedule.cutout:
+            erase = cutout(state.schedule.cutout)
+            pair = [(erase(x, None), y) for x, y in pair]
+        total += gradient.update(state, *pair)
         for slot in slots:
             slot.step_ended(state)
     for slot in slots:

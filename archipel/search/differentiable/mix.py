@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from archipel.core.choice import Blend, Choice, Inputs
 from archipel.core.errors import SpaceError
+from archipel.core.subset import Subset
 from archipel.search.differentiable.parameters import ArchParameters, Moment, Row
 from archipel.spaces.operations import EdgeFactory, Zero
 
@@ -28,11 +29,18 @@ if TYPE_CHECKING:
 class Slot:
     """A part of a search. One that carries state over steps overrides the last two methods."""
 
+    def started(self, state: SearchState) -> None:
+        """Called once, before the first step (and before anything saved is loaded): the place to refuse a space."""
+
     def step_ended(self, state: SearchState) -> None:
         """Called after each step of the search."""
 
     def epoch_ended(self, state: SearchState) -> None:
         """Called after each epoch, before anything is measured or saved."""
+
+    def figures(self) -> Mapping[str, Any]:
+        """What the search's log should hold of this slot for the epoch that has ended; JSON."""
+        return {}
 
     @property
     def finished(self) -> bool:
@@ -65,6 +73,10 @@ class Mix(Slot):
         """Weights of all rows."""
         return {name: self.coefficients(logits[name], row, moment) for name, row in rows.items()}
 
+    def scores(self, logits: Mapping[str, Tensor], rows: Mapping[str, Row], moment: Moment) -> dict[str, Tensor]:
+        """What options are ranked by, across rows too: the weights, unless those of two rows cannot be compared."""
+        return self.weights(logits, rows, moment)
+
     def blend(self, options: Sequence[nn.Module], weights: Tensor, *args: Any) -> Any:
         """The mixture of the options whose weights are not zero."""
         return weighted_sum(options, weights, *args)
@@ -74,18 +86,30 @@ class Softmax(Mix):
     """Softmax over the options of each choice, as in DARTS; nodes sum all their edges."""
 
 
+class Sigmoid(Mix):
+    """A gate σ(α) for each option, independent of the others (FairDARTS, https://arxiv.org/abs/1911.12126)."""
+
+    def coefficients(self, logits: Tensor, row: Row, moment: Moment) -> Tensor:
+        return torch.sigmoid(logits)
+
+
 def weighted_sum(options: Sequence[nn.Module], weights: Tensor, *args: Any) -> Tensor:
-    """Σ_o w_o · o(x).
+    """Σ_o w_o · o(x); of options that give several named tensors, name by name.
 
     >>> weighted_sum([nn.Identity(), Zero()], torch.tensor([0.25, 0.75]), torch.ones(1, 1, 1, 2))
     tensor([[[[0.2500, 0.2500]]]])
     """
-    total: Tensor | None = None
+    total: Any = None
     for option, w in zip(options, weights.unbind()):
         if not isinstance(option, Zero):
-            y = option(*args)
-            total = w * y if total is None else torch.addcmul(total, w, y)
+            total = _add(total, w, option(*args))
     return options[0](*args) if total is None else total
+
+
+def _add(total: Any, w: Tensor, y: Any) -> Any:
+    if isinstance(y, dict):
+        return {**(total or {}), **{name: _add((total or {}).get(name), w, t) for name, t in y.items()}}
+    return w * y if total is None else torch.addcmul(total, w, y)
 
 
 class Mixture(Blend):
@@ -141,6 +165,11 @@ class Mixture(Blend):
             total = w_i * y if total is None else torch.addcmul(total, w_i, y)
         assert total is not None
         return total
+
+    def merge(self, subset: Subset, states: Sequence[Tensor]) -> Tensor:
+        if subset.name not in self._live:
+            return super().merge(subset, states)
+        return subset.weighted(states, *self._live[subset.name])
 
 
 def one_hot(parameters: ArchParameters, arch: Mapping[str, Any]) -> Mixture:

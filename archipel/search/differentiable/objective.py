@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from archipel.core.errors import UsageError
 from archipel.search.differentiable.mix import Slot
 from archipel.search.differentiable.parameters import ArchParameters, Moment
 from archipel.search.training import loss_of
@@ -36,9 +37,28 @@ class SearchObjective(Slot):
         """Added to the architecture's loss; a function of the mixture weights."""
         return 0.0
 
+    def total(self, loss: Tensor, weights: Mapping[str, Tensor], moment: Moment) -> Tensor:
+        """The data term and the penalty together; a sum unless overridden."""
+        return loss + self.penalty(weights, moment)
+
     def project(self, parameters: ArchParameters, moment: Moment) -> None:
         """Bring the logits back into the feasible set, in place; called after each of their steps."""
 
 
 class CrossEntropy(SearchObjective):
-    """Cross entropy on both halves of the data (squared error if the task is a regression), without constraints."""
+    """Cross entropy on both halves of the data (squared error if the task is a regression), without constraints.
+
+    Args:
+        label_smoothing: of what the weights descend on.
+
+    Raises:
+        UsageError: a smoothing outside [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"Label smoothing must be at least 0 and below 1, not {label_smoothing!r}.")
+        self.label_smoothing = label_smoothing
+
+    def weight_loss(self, state: SearchState, output: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return loss_of(state.task, output, y, self.label_smoothing)

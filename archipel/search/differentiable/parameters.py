@@ -2,6 +2,7 @@
 
     α   a choice with O options has O logits (options that can only be blended come last)
     β   a node with S candidate sources has S logits, if the search weighs edges
+    α   a node that takes any subset of P pairs of source and operation has P logits
 
 Tied decisions share one vector. Decisions about sizes have none: networks of different sizes cannot be blended, so they
 are fixed beforehand.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from archipel.core.choice import Choice, Inputs
 from archipel.core.decision import Arch, Decision
 from archipel.core.errors import SpaceError, suggest
+from archipel.core.subset import Subset
 from archipel.core.supernet import Supernet
 from archipel.spaces.operations import Zero
 
@@ -50,11 +52,13 @@ class Row:
         name: of the decision (or, for a node without a decision, of the node).
         labels: what each logit stands for: options of a choice, or source numbers.
         modules: the choice or inputs modules that use it; several if decisions are tied.
+        allowed: positions that the search is restricted to, or None for all.
     """
 
     name: str
     labels: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    allowed: tuple[int, ...] | None = None
 
     @property
     def is_choice(self) -> bool:
@@ -66,7 +70,7 @@ class Row:
         choice = self.modules[0]
         if not isinstance(choice, Choice):
             return list(range(len(self.labels)))
-        options = list(range(len(choice.decision.options)))
+        options = [i for i in range(len(choice.decision.options)) if self.allowed is None or i in self.allowed]
         return [i for i in options if not isinstance(choice.blended[i], Zero)] or options
 
 
@@ -109,6 +113,7 @@ class ArchParameters:
         inputs: dict[str, Inputs] = {}
         for module in supernet.net.modules():
             if isinstance(module, Choice) and module.decision.name not in settled:
+                _check_whole(module, fixed or {})
                 used.setdefault(module.decision.name, []).append(module)
             elif isinstance(module, Inputs) and module.decision.name not in settled:
                 decided = bool(module.own_decisions())
@@ -116,8 +121,13 @@ class ArchParameters:
                     inputs.setdefault(module.decision.name, module)
                 if len(module.edges) > 1 and (weigh_edges or (decided and not _has_choice(module))):
                     used.setdefault(module.decision.name, []).append(module)
+            elif isinstance(module, Subset):
+                _check_open(module, settled)
+                used.setdefault(module.name, []).append(module)
         rows = {name: _row(name, modules) for name, modules in used.items()}
-        _check_covered(supernet, {*rows, *inputs, *settled})
+        subsets = {d.name for r in rows.values() if isinstance(m := r.modules[0], Subset) for d in m.decisions}
+        parts = {d.name for r in rows.values() if isinstance(m := r.modules[0], Choice) for d in m.own_decisions()}
+        _check_covered(supernet, {*rows, *inputs, *settled, *subsets, *parts})
         if not rows:
             raise SpaceError(f"{supernet.space.name} has no choice that is open, so a gradient has nothing to decide.")
         return cls(rows, inputs, settled, seed)
@@ -144,8 +154,12 @@ class ArchParameters:
         out = {}
         for name, row in self.rows.items():
             if row.is_choice:
+                label = row.modules[0].taken(arch)  # type: ignore[union-attr]
                 out[name] = torch.zeros(len(row.labels))
-                out[name][row.labels.index(str(arch[name])) if name in arch else 0] = 1.0
+                out[name][0 if label is None else row.labels.index(label)] = 1.0
+            elif isinstance(subset := row.modules[0], Subset):
+                out[name] = torch.zeros(len(row.labels))
+                out[name][subset.positions(lambda d: arch[d.name])] = 1.0
             else:
                 out[name] = torch.ones(len(row.labels))
         for name, inputs in self.inputs.items():  # weighed or not: edges that are not taken must be left out
@@ -176,6 +190,21 @@ def _settled(supernet: Supernet, fixed: Mapping[str, Any]) -> Arch:
     return {**single, **fixed}
 
 
+def _check_whole(choice: Choice, fixed: Mapping[str, Any]) -> None:
+    """A choice that several decisions make together (a path's layer) is searched whole."""
+    for d in choice.own_decisions():
+        if d.name in fixed:
+            raise SpaceError(f"{d.name!r} is one part of choice {choice.decision.name!r}; it cannot be fixed alone.")
+
+
+def _check_open(subset: Subset, settled: Mapping[str, Any]) -> None:
+    for d in subset.decisions:
+        if d.name in settled:
+            raise SpaceError(
+                f"{d.name!r} is one pair of node {subset.name!r}, whose pairs are searched together; it cannot be fixed."
+            )
+
+
 def _has_choice(inputs: Inputs) -> bool:
     return any(isinstance(m, Choice) for edge in inputs.edges for m in edge.modules())
 
@@ -190,6 +219,8 @@ def _row(name: str, modules: list[nn.Module]) -> Row:
 def _labels(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, Choice):
         return tuple(map(str, module.blend_labels))
+    if isinstance(module, Subset):
+        return module.labels
     assert isinstance(module, Inputs)
     return tuple(map(str, range(len(module.edges))))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from archipel.core.errors import UsageError
+from archipel.search.differentiable.parameters import Moment
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Schedule:
         alpha_lr, alpha_betas, alpha_decay: of the architecture's Adam; the decay is L2.
         alpha_share: share of the training data that the architecture is trained on; 0 for methods of one level, which
             train both on all of it.
+        cutout: side of the square that is erased from each image of both batches, or 0.
+        optimizer: of the weights, ``"sgd"`` or ``"adam"`` (for which ``momentum`` is the first beta).
 
     Raises:
         UsageError: a number out of range, or a warm-up that leaves no epoch for the architecture.
@@ -46,6 +49,8 @@ class Schedule:
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_decay: float = 1e-3
     alpha_share: float = 0.5
+    cutout: int = 0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -59,6 +64,8 @@ class Schedule:
         for name in ("lr", "alpha_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UsageError(f"Search schedule: {name} must be positive, not {getattr(self, name)!r}.")
+        if self.optimizer not in ("sgd", "adam"):
+            raise UsageError(f"Search schedule: the weights' optimizer is 'sgd' or 'adam', not {self.optimizer!r}.")
         if not 0.0 <= self.alpha_share < 1.0:
             raise UsageError(f"Search schedule: alpha_share must be at least 0 and below 1, not {self.alpha_share!r}.")
 
@@ -77,7 +84,13 @@ class Schedule:
         cosine = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.lr_min + (self.lr - self.lr_min) * cosine
 
+    def rate(self, moment: Moment) -> float:
+        """Of the weights in a step; the same throughout an epoch unless overridden."""
+        return self.learning_rate(moment.epoch)
+
     def weight_optimizer(self, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+        if self.optimizer == "adam":
+            return torch.optim.Adam(weights, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
         return torch.optim.SGD(weights, self.lr, self.momentum, weight_decay=self.weight_decay)
 
     def alpha_optimizer(self, logits: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from archipel.core.choice import Choice, Inputs
 from archipel.core.decision import Arch
-from archipel.core.errors import InfeasibleError
+from archipel.core.errors import InfeasibleError, UsageError
 from archipel.core.space import Space
+from archipel.core.subset import Subset
 from archipel.search.differentiable.mix import Slot
 from archipel.search.differentiable.parameters import ArchParameters
 
@@ -36,6 +37,29 @@ class Select(Slot):
     def __call__(self, state: SearchState) -> Arch:
         raise NotImplementedError
 
+    def further(self, state: SearchState) -> int:
+        """Called when the schedule's epochs are over, before each further one: how many more the selection wants.
+
+        The epoch is trained by the search's own slots with whatever schedule and mix are then in the state.
+        """
+        return 0
+
+    def restored(self, state: SearchState) -> None:
+        """Called once this slot and the state have been loaded from a checkpoint."""
+
+    def glance(self, state: SearchState) -> Arch:
+        """What each epoch's entry of the log takes for the discretisation: cheap; the largest weights by default."""
+        return Argmax()(state)
+
+    def nearest(self, state: SearchState, feasible: Callable[[Arch], bool], rng: Random) -> Arch:
+        """An architecture within the limits, for an answer that is not.
+
+        Raises:
+            InfeasibleError: none was found.
+        """
+        scores = option_scores(state.parameters, {n: w.detach().tolist() for n, w in state.scores().items()})
+        return nearest_feasible(state.supernet.space, scores, state.parameters.fixed, feasible, rng)
+
     def answers(self, state: SearchState) -> list[Arch]:
         """What the search proposes, the best first; one architecture unless overridden."""
         return [self(state)]
@@ -44,8 +68,20 @@ class Select(Slot):
 class Argmax(Select):
     """The options with the largest weights."""
 
+    def started(self, state: SearchState) -> None:
+        """
+        Raises:
+            UsageError: choices that several decisions make together.
+        """
+        for name, row in state.parameters.rows.items():
+            if row.is_choice and name not in state.supernet.space.by_name:
+                raise UsageError(
+                    f"Argmax takes the best option of each choice alone, but {name!r} of {state.supernet.space.name} "
+                    f"must match its neighbours. Read it off as a path: select=LongestPath()."
+                )
+
     def __call__(self, state: SearchState) -> Arch:
-        weights = {n: w.detach().tolist() for n, w in state.mixture_weights().items()}
+        weights = {n: w.detach().tolist() for n, w in state.scores().items()}
         return strongest(state.supernet.space, state.parameters, weights)
 
 
@@ -54,6 +90,10 @@ def strongest(space: Space, parameters: ArchParameters, weights: Mapping[str, li
     picked: Arch = dict(parameters.fixed)
     for name, scores in option_scores(parameters, weights).items():
         picked[name] = max(scores, key=lambda value: scores[value])
+    for subset in (m for row in parameters.rows.values() if isinstance(m := row.modules[0], Subset)):
+        w = weights[subset.name]
+        at_least_half = [label for label, p in zip(subset.labels, w) if p >= 0.5]
+        picked |= subset.arch(at_least_half or [subset.labels[w.index(max(w))]])
     for name, inputs in parameters.inputs.items():
         # Directly, not as the best sum: adding rounds, and could confuse nearly equal edges.
         strength = edge_strengths(inputs, parameters, weights)
@@ -73,6 +113,8 @@ def option_scores(parameters: ArchParameters, weights: Mapping[str, list[float]]
         choice = row.modules[0]
         if isinstance(choice, Choice):
             scores[name] = {choice.decision.options[i]: weights[name][i] for i in row.derivable}
+        elif isinstance(choice, Subset):
+            scores |= {d.name: {True: w, False: max(0.0, 1 - w)} for d, w in zip(choice.decisions, weights[name])}
     for name, inputs in parameters.inputs.items():
         strength = edge_strengths(inputs, parameters, weights)
         scores[name] = {label: sum(strength[i] for i in taken) for label, taken in inputs.sources.items()}

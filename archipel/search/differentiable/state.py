@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archipel.core.choice import Decider, Fixed
 from archipel.core.decision import Arch
-from archipel.core.errors import RunError
+from archipel.core.errors import RunError, UsageError
 from archipel.core.supernet import Supernet
 from archipel.data.dataset import Split
 from archipel.nets.batch_norm import batch_norms, batch_statistics, frozen_statistics
@@ -62,6 +62,12 @@ class SearchState:
         self._norms = batch_norms(supernet)
         self.move_to(0, 0)
 
+    def reparametrise(self, logits: Mapping[str, Tensor]) -> None:
+        """Begin with other architecture parameters than one small random logit an option; for ``Slot.started``."""
+        self.parameters.logits = {name: nn.Parameter(t.detach().clone()) for name, t in logits.items()}
+        self.logits = dict(self.parameters.logits)
+        self.alpha_optimizer = self.schedule.alpha_optimizer(self.logits.values())
+
     def move_to(self, epoch: int, step: int) -> None:
         """Set the moment: a step of an epoch."""
         epochs, steps = self.schedule.epochs, self.steps_per_epoch
@@ -73,7 +79,7 @@ class SearchState:
 
     @property
     def step_size(self) -> float:
-        return self.schedule.learning_rate(self.moment.epoch)
+        return self.schedule.rate(self.moment)
 
     # --- losses ----------------------------------------------------------------------------------------------------
 
@@ -82,6 +88,11 @@ class SearchState:
         m = self.moment
         moment = m if training else Moment(m.epoch, m.epochs, m.step, m.steps, training=False)
         return self.mix.weights(self.logits if logits is None else logits, self.parameters.rows, moment)
+
+    def scores(self) -> Tensors:
+        """What the options of every row are ranked by when the answer is read off."""
+        m = self.moment
+        return self.mix.scores(self.logits, self.parameters.rows, Moment(m.epoch, m.epochs, m.step, m.steps, False))
 
     def output(self, x: Tensor, mixture: Mapping[str, Tensor], weights: Tensors | None = None) -> Tensor:
         """What the supernet computes under mixture weights, perhaps with other weights of its own."""
@@ -97,10 +108,15 @@ class SearchState:
         with frozen_statistics(self._norms):
             mixture = self.mixture_weights(logits, training=True)
             loss = self.objective.arch_loss(self, self.output(batch[0], mixture, weights), *batch)
-            return loss + self.objective.penalty(mixture, self.moment)
+            return self.objective.total(loss, mixture, self.moment)
 
     def descent(self, gradient: Mapping[str, Tensor]) -> Tensors:
         s = self.schedule
+        if s.optimizer != "sgd":
+            raise UsageError(
+                f"Looking a step of the weights ahead needs their SGD, but the schedule has {s.optimizer!r}. Take "
+                f"optimizer='sgd', or a first-order gradient."
+            )
         out = {}
         for n, g in gradient.items():
             step = g + s.weight_decay * self.weights[n].detach()
@@ -119,14 +135,18 @@ class SearchState:
         with torch.no_grad():
             self.objective.project(self.parameters, self.moment)
 
-    def weight_step(self, batch: Batch) -> float:
+    def weight_step(self, batch: Batch, mixture: Mapping[str, Tensor] | None = None) -> float:
         """SGD on the weights; only options that were computed are updated.
+
+        Args:
+            mixture: weights of the rows; those that the mix gives for the current logits by default.
 
         Raises:
             Diverged: the loss is not finite.
         """
-        constant = {n: p.detach() for n, p in self.logits.items()}
-        mixture = self.mixture_weights(constant, training=True)
+        if mixture is None:
+            constant = {n: p.detach() for n, p in self.logits.items()}
+            mixture = self.mixture_weights(constant, training=True)
         loss = self.objective.weight_loss(self, self.output(batch[0], mixture), *batch)
         value = self.checked(loss)
         self.weight_optimizer.zero_grad(set_to_none=True)
@@ -143,7 +163,7 @@ class SearchState:
         mixture = self.mixture_weights(training=True)
         loss = self.objective.weight_loss(self, self.output(batch[0], mixture), *batch)
         value = self.checked(loss)
-        loss = loss + self.objective.penalty(mixture, self.moment)
+        loss = self.objective.total(loss, mixture, self.moment)
         self.weight_optimizer.zero_grad(set_to_none=True)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         loss.backward()

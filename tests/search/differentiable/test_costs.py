@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from archipel.core.errors import SpaceError, UsageError
-from archipel.search.differentiable.costs import expected_cost
+from archipel.search.differentiable.costs import expected_cost, tabled_cost
 from archipel.search.differentiable.loop import make_supernet
 from archipel.search.differentiable.mix import Softmax
 from archipel.search.differentiable.parameters import ArchParameters
@@ -68,3 +68,28 @@ def test_an_unknown_metric_and_missing_weights_are_refused():
         expected_cost(space, parameters, "joules")
     with pytest.raises(SpaceError, match="no mixture weights"):
         expected_cost(space, parameters, "params")({})
+
+
+def test_choices_that_are_fixed_belong_to_every_network():
+    space = DartsSpace((1, 8, 8), 2, C=4, layers=3, nodes=2)
+    fixed = {"normal.n2": "0,1", "normal.n3": "0,2", "normal.e02": "sep_conv_3x3", "normal.e03": "sep_conv_5x5"}
+    parameters = ArchParameters.of(make_supernet(space, Softmax(), 0), fixed=fixed)
+    phi = expected_cost(space, parameters, "params")
+    arch = {"reduce.n2": "0,1", "reduce.n3": "0,1", **fixed}
+    arch = space.complete({**arch, **dict.fromkeys(parameters.rows, "skip_connect")}, Random(0))
+    one_hot = parameters.one_hot(arch)
+    pools = phi({**one_hot, **{n: torch.eye(8)[0] for n in parameters.rows if n.startswith("reduce.")}})
+    arch = {n: "max_pool_3x3" if n.startswith("reduce.e") else v for n, v in arch.items()}
+    assert float(pools) == space.cost.params(arch)
+
+
+def test_given_costs_are_taken_row_by_row_and_option_by_option():
+    space = MicroNB201((1, 8, 8), 10)
+    parameters = parameters_of(space)
+    entries = {n: {label: float(i) for i, label in enumerate(r.labels)} for n, r in parameters.rows.items()}
+    cost = tabled_cost(space, parameters, "ms", entries, constant=0.5)
+    assert cost.range == (0.5, 24.5)
+    assert float(cost(parameters.one_hot(dict.fromkeys(parameters.rows, "conv1x1")))) == 12.5
+    entries["e12"]["skip"] = float("nan")
+    with pytest.raises(SpaceError, match=r"table for ms gives nan for option 'skip' of 'e12'"):
+        tabled_cost(space, parameters, "ms", entries)

@@ -1,0 +1,311 @@
+"""Block-coordinate Frank-Wolfe over operations and depths, within a hard bound on an exact expected cost.
+
+Nayman, Aflalo, Noy, Zelnik-Manor. HardCoRe-NAS: Hard Constrained diffeRentiable Neural Architecture Search. 2021.
+https://arxiv.org/abs/2102.11646
+
+    LAT(α, β) = t_0 + Σ_s Σ_d β^s_d Σ_{b<=d} Σ_c α^s_bc t^s_bc     α^s_b: over operations, β^s: over numbers of blocks
+
+LAT is linear in α for a fixed β, and in β for a fixed α. So a step towards the minimiser of a linear function,
+
+    x* = argmin <∇L, x>  s.t.  x in the simplices,  LAT <= T          x <- x + γ (x* - x),   γ = γ_max · 4 / (k + 4)
+
+of one of the two stays feasible whatever the step. A vertex of that linear program has at most one simplex in which two
+options share the weight (one bound more than there are simplices), so that rounding touches one decision of each kind.
+
+Axes: B blocks of a stage, C operations, N possible depths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+from scipy.optimize import linprog, nnls
+from scipy.sparse import csr_matrix
+
+from archipel.core.errors import InfeasibleError, SpaceError
+
+Rows = list[np.ndarray]  # simplices, one after the other; for α those of stage 0 come first
+SAFETY = 1e-7  # the solver's tolerance on the bound, relative
+BALANCE_ROUNDS, HALVINGS = 30, 50
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """What operations cost in every block, exactly.
+
+    Args:
+        tables: for each stage, t ``[B, C]``.
+        depths: for each stage, the possible numbers of blocks, rising.
+        fixed: t_0, what every network has.
+        unit: for messages.
+
+    Raises:
+        SpaceError: no depth, or one with more blocks than the table has.
+
+    >>> costs = StageCosts([np.array([[1.0, 3.0], [2.0, 4.0], [1.0, 5.0]])], [(1, 2, 3)])
+    >>> α = [np.array([0.5, 0.5]), np.array([0.2, 0.8]), np.array([1.0, 0.0])]
+    >>> round(costs(α, [np.array([0.2, 0.3, 0.5])]), 10)
+    5.38
+    """
+
+    tables: Sequence[np.ndarray]
+    depths: Sequence[tuple[int, ...]]
+    fixed: float = 0.0
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for s, (t, depths) in enumerate(zip(self.tables, self.depths, strict=True)):
+            if not depths or list(depths) != sorted(set(depths)) or not 0 <= depths[0] <= depths[-1] <= len(t):
+                raise SpaceError(f"Stage {s} has {len(t)} blocks, but its possible depths are {depths}.")
+            if not np.isfinite(t).all() or (t < 0).any():
+                raise SpaceError(f"Stage {s} has a cost that is negative or no number: {t.tolist()}.")
+
+    def __call__(self, alpha: Rows, beta: Rows) -> float:
+        """LAT(α, β)."""
+        return self.fixed + float(sum(x @ c for x, c in zip(alpha, self.of_operations(beta))))
+
+    def of_operations(self, beta: Rows) -> Rows:
+        """p + Qβ: LAT's coefficients of α, each a cost times the probability that the block is there."""
+        out: Rows = []
+        for t, depths, b in zip(self.tables, self.depths, beta):
+            for position, costs in enumerate(t):
+                out.append(costs * sum(p for d, p in zip(depths, b) if d > position))
+        return out
+
+    def of_depths(self, alpha: Rows) -> Rows:
+        """Qᵀα: LAT's coefficients of β, each the mean cost of so many blocks."""
+        out: Rows = []
+        rows = iter(alpha)
+        for t, depths in zip(self.tables, self.depths):
+            means = [float(next(rows) @ costs) for costs in t]
+            out.append(np.array([math.fsum(means[:d]) for d in depths]))
+        return out
+
+    def uniform(self) -> tuple[Rows, Rows]:
+        alpha = [np.full(t.shape[1], 1 / t.shape[1]) for t in self.tables for _ in t]
+        return alpha, [np.full(len(d), 1 / len(d)) for d in self.depths]
+
+    def cheapest(self) -> tuple[Rows, Rows]:
+        """The cheapest operations and the fewest blocks."""
+        alpha = [_one(int(costs.argmin()), len(costs)) for t in self.tables for costs in t]
+        return alpha, [_one(0, len(d)) for d in self.depths]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The costs of the cheapest and of the most expensive network."""
+        most = sum(math.fsum(t[: d[-1]].max(1)) for t, d in zip(self.tables, self.depths))
+        return self(*self.cheapest()), self.fixed + most
+
+    def check(self, limit: float) -> None:
+        """
+        Raises:
+            InfeasibleError: no network keeps the limit; says what the cheapest costs.
+        """
+        least, most = self.range
+        if not limit >= least:
+            raise InfeasibleError(
+                f"No network costs at most {limit:,.6g}{self.unit}: the minimum attainable is {least:,.6g}{self.unit}, "
+                f"the maximum {most:,.6g}. Raise the limit."
+            )
+
+    def one_hot(self, blocks: Sequence[Sequence[int]]) -> tuple[Rows, Rows]:
+        """α and β of one network, by the operations of each stage's blocks; those that are not there get the first."""
+        alpha: Rows = []
+        for t, ops in zip(self.tables, blocks):
+            alpha += [_one(ops[b] if b < len(ops) else 0, t.shape[1]) for b in range(len(t))]
+        return alpha, [_one(d.index(len(ops)), len(d)) for d, ops in zip(self.depths, blocks)]
+
+    def blocks(self, alpha: Rows, beta: Rows) -> list[list[int]]:
+        """The operations of the most likely network."""
+        out, rows = [], iter(alpha)
+        for t, depths, b in zip(self.tables, self.depths, beta):
+            ops = [int(next(rows).argmax()) for _ in t]
+            out.append(ops[: depths[int(b.argmax())]])
+        return out
+
+
+def _one(i: int, n: int) -> np.ndarray:
+    x = np.zeros(n)
+    x[i] = 1.0
+    return x
+
+
+# --- one of the two, the other held --------------------------------------------------------------------------------
+
+
+def linear_minimiser(gradient: Rows, costs: Rows, budget: float) -> Rows:
+    """A vertex that minimises <gradient, x> over simplices with <costs, x> <= budget.
+
+    Args:
+        gradient, costs: one array a simplex.
+        budget: infinite for none; then each simplex takes its own best.
+
+    Raises:
+        InfeasibleError: even the cheapest options cost more.
+    """
+    least = math.fsum(float(c.min()) for c in costs)
+    if budget < least - SAFETY * abs(budget):
+        raise InfeasibleError(f"The options cost {least:,.6g} at least, more than the {budget:,.6g} that are left.")
+    if not math.isfinite(budget):
+        return [_one(int(g.argmin()), len(g)) for g in gradient]
+    budget = max(least, budget - SAFETY * abs(budget))
+    lengths = [len(g) for g in gradient]
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    sums = csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))))
+    scale = max(1e-300, max(float(np.abs(c).max()) for c in costs))
+    g = np.concatenate(gradient)
+    result = linprog(
+        g / max(1e-300, float(np.abs(g).max())),
+        A_ub=np.concatenate(costs)[None] / scale,
+        b_ub=[budget / scale],
+        A_eq=sums,
+        b_eq=np.ones(len(lengths)),
+        bounds=(0.0, 1.0),
+        method="highs-ds",  # the dual simplex ends at a vertex, interior points need not
+    )
+    if result.x is None:  # the budget is the least, or misses it by rounding
+        return [_one(int(c.argmin()), len(c)) for c in costs]
+    x = np.where(result.x < 1e-9, 0.0, result.x)
+    return [part / part.sum() for part in np.split(x, np.cumsum(lengths)[:-1])]
+
+
+def balanced(costs: Rows, budget: float) -> Rows | None:
+    """The x in the simplices with <costs, x> <= budget whose neighbours differ least; None if there is none.
+
+    min Σ (x_c - x_{c+1})² in each simplex, plus λ <costs, x>; λ is found by bisection.
+    """
+    if budget < math.fsum(float(c.min()) for c in costs):
+        return None
+
+    def at(lam: float) -> tuple[Rows, float]:
+        x = [_smooth(c, lam) for c in costs]
+        return x, math.fsum(float(a @ c) for a, c in zip(x, costs))
+
+    scale = max(1e-300, max(float(np.abs(c).max()) for c in costs))
+    x, total = at(0.0)
+    if total <= budget:
+        return x
+    low, high = 0.0, 1.0 / scale
+    x, total = at(high)
+    while total > budget and high * scale < 1e9:
+        low, high = high, 4 * high
+        x, total = at(high)
+    if total > budget:
+        return None  # but for rounding, only the cheapest options are left
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        y, total = at(middle)
+        low, high, x = (low, middle, y) if total <= budget else (middle, high, x)
+    return x
+
+
+def _smooth(costs: np.ndarray, lam: float) -> np.ndarray:
+    """argmin_x in the simplex of |Dx|² + λ <costs, x>, D the differences of neighbours, by non-negative least squares.
+
+    On the simplex the costs count up to a constant, and those of mean zero are Dᵀu; so the sum is |Dx + λu/2|² + const.
+    """
+    n = len(costs)
+    if n == 1:
+        return np.ones(1)
+    difference = np.diff(np.eye(n), axis=0)
+    u = np.linalg.lstsq(difference.T, costs - costs.mean(), rcond=None)[0]
+    heavy = 1e4 * max(1.0, float(np.abs(lam * u).max()))  # the sum of 1, to some eight digits
+    x, _ = nnls(np.vstack([difference, np.full(n, heavy)]), np.append(-lam * u / 2, heavy))
+    return x / x.sum()
+
+
+# --- the search ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """α and β, and the step they are at."""
+
+    alpha: Rows
+    beta: Rows
+    step: int = 0
+
+
+def starting_point(costs: StageCosts, limit: float) -> Point:
+    """A feasible point, as balanced as can be: α and β in turns, until unchanged.
+
+    Raises:
+        InfeasibleError: no network keeps the limit.
+    """
+    costs.check(limit)
+    alpha, beta = costs.uniform()
+    for _ in range(BALANCE_ROUNDS):
+        before = [*alpha, *beta]
+        alpha = balanced(costs.of_operations(beta), limit - costs.fixed) or alpha
+        beta = balanced(costs.of_depths(alpha), limit - costs.fixed) or beta
+        if all(np.allclose(x, y, rtol=0, atol=1e-7) for x, y in zip(before, [*alpha, *beta])):
+            break
+    if costs(alpha, beta) > limit:
+        alpha, beta = costs.cheapest()
+    return Point(alpha, beta)
+
+
+def step_size(k: int, largest: float) -> float:
+    """γ of step ``k``.
+
+    >>> step_size(0, 0.5), step_size(4, 0.5)
+    (0.5, 0.25)
+    """
+    return largest * 4 / (k + 4)
+
+
+def step(
+    costs: StageCosts,
+    limit: float,
+    point: Point,
+    gradients: Callable[[Rows, Rows, bool], Rows],
+    largest: float,
+    rng: Random,
+) -> Point:
+    """One step of α or β, each as likely as the other; of α if no depth is open.
+
+    Args:
+        gradients: (α, β, whether of α) -> the gradient of the loss for α, or for β.
+        largest: γ_max.
+    """
+    gamma = step_size(point.step, largest)
+    of_alpha = rng.random() < 0.5 or all(len(b) == 1 for b in point.beta)
+    g = gradients(point.alpha, point.beta, of_alpha)
+    if of_alpha:
+        target = linear_minimiser(g, costs.of_operations(point.beta), limit - costs.fixed)
+        return replace(point, alpha=_towards(point.alpha, target, gamma), step=point.step + 1)
+    target = linear_minimiser(g, costs.of_depths(point.alpha), limit - costs.fixed)
+    return replace(point, beta=_towards(point.beta, target, gamma), step=point.step + 1)
+
+
+def _towards(x: Rows, target: Rows, gamma: float) -> Rows:
+    return [a + gamma * (b - a) for a, b in zip(x, target)]
+
+
+def sparsified(costs: StageCosts, limit: float, point: Point) -> Point:
+    """The vertices with most of the probability: of α, then of β."""
+    alpha = linear_minimiser([-a for a in point.alpha], costs.of_operations(point.beta), limit - costs.fixed)
+    beta = linear_minimiser([-b for b in point.beta], costs.of_depths(alpha), limit - costs.fixed)
+    return replace(point, alpha=alpha, beta=beta)
+
+
+def rounded(costs: StageCosts, limit: float, point: Point) -> list[list[int]]:
+    """The operations of each stage's blocks, from a sparse point: the likelier of two, or the cheaper if that breaks
+    the limit; α first, then β. Never costs more than the limit.
+    """
+    beta = point.beta
+    alpha = [_one(int(a.argmax()), len(a)) for a in point.alpha]
+    if costs(alpha, beta) > limit:
+        alpha = [_cheaper(a, c) for a, c in zip(point.alpha, costs.of_operations(beta))]
+    beta = [_one(int(b.argmax()), len(b)) for b in point.beta]
+    if costs(alpha, beta) > limit:
+        beta = [_cheaper(b, c) for b, c in zip(point.beta, costs.of_depths(alpha))]
+    return costs.blocks(alpha, beta)
+
+
+def _cheaper(x: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    return _one(int(np.where(x > 0.0, costs, np.inf).argmin()), len(x))
