@@ -5,8 +5,8 @@ https://arxiv.org/abs/2108.04392
 
 One supernet a seed, read off in two ways: by its largest weights, and by perturbation with two epochs of training
 between decisions. A third supernet has equal weights that never learn (blank), so that selection alone searches. Each
-answer is judged twice: in the supernet it came from, where no retraining adds noise, and trained from scratch. Nothing
-is tuned.
+answer is judged twice: in the supernet it came from, where no retraining adds noise (but which perturbation has trained
+on), and trained from scratch. Nothing is tuned.
 """
 
 from __future__ import annotations

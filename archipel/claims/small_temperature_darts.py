@@ -188,10 +188,5 @@ CLAIM = Claim(
         Check("The cell has no more skip connections than that of DARTS", no_collapse, False),
     ],
     grid=[{"lr": 0.025}, {"lr": 0.1}],
-    code=(
-        "archipel.claims.micro",
-        "archipel.search.differentiable.temperature",
-        "archipel.search.differentiable.mix",
-        "archipel.spaces.micro_nb201",
-    ),
+    code=("archipel.search.differentiable.temperature",),
 )

@@ -197,12 +197,12 @@ class RunFolder:
             )
         if path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
             raise RunError(f"{path} exists and is no empty folder. Choose another --out.")
+        _check_room(path)  # before anything is made: what is refused leaves nothing behind
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(path / "checkpoints", error) from error
         lock = _lock(path)
-        _check_room(path)
         write_json(path / "environment.json", environment())
         run = cls(path, lock)
         write_json(path / "config.json", config)  # last: a folder with a config is a complete run folder
@@ -263,7 +263,8 @@ class RunFolder:
 
 def _check_room(path: Path) -> None:
     """Refuse to start what a nearly full disk would soon end."""
-    free = shutil.disk_usage(path).free
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
     if free < ROOM_BYTES:
         raise RunError(
             f"Only {free / 1e6:.0f} MB are free where {path} is; a run needs {ROOM_BYTES / 1e6:.0f} MB to start. "

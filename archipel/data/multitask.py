@@ -165,9 +165,9 @@ def label_tasks(dataset: Dataset, names: Sequence[str] = LABELS[:4], seed: int =
     """Several labels for each input of a classification data set.
 
     Args:
-        names: ``"digit"`` (the data's own classes, whatever they are), ``"parity"`` (is the class odd?), ``"upper"`` (is
-            it in the upper half of the classes?), ``"random"`` (a coin thrown once for each example: nothing to learn)
-            and ``"ink"`` (mean of the input, standardised by the training data; a regression).
+        names: ``"digit"`` (the data's own classes, whatever they are), ``"parity"`` (is the class odd?), ``"upper"``
+            (the upper half of the classes?), ``"random"`` (a coin thrown once for each example: nothing to learn) and
+            ``"ink"`` (mean of the input, standardised by the training data; a regression).
         seed: of the coin.
 
     Raises:

@@ -72,6 +72,7 @@ NAMED: dict[str, Entry] = {
     "subsets": Entry("archipel.spaces.subsets", "SubsetSpace"),
     "micro-subsets": Entry("archipel.spaces.subsets", "MicroSubsets"),
     "hyper-cuboid": Entry("archipel.spaces.hyper_cuboid", "HyperCuboid"),
+    "hardcore": Entry("archipel.spaces.hardcore", "HardCoReSpace"),
     "nasnet": Entry("archipel.spaces.nasnet", "NASNetSpace", call=_by_example),
     "shufflenet": Entry("archipel.spaces.shufflenet", "shufflenet_space", call=_shufflenet),
 }

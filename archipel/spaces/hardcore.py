@@ -5,9 +5,9 @@ https://arxiv.org/abs/2102.11646
 
     stem 3x3 -> separable block -> stages -> 1x1 convolution -> mean -> linear -> linear
 
-A stage has a decided number of blocks; of each block the expansion, the kernel and whether it has squeeze-and-excitation
-are decided, one *operation* of all combinations. The first block of a stage changes channels and resolution. Smaller
-operations use the first channels and the kernels' centres of the largest, so all networks share weights. At the
+A stage has a decided number of blocks; of each block the expansion, the kernel and whether it has squeeze-and-
+excitation are decided, one *operation* of all combinations. The first block of a stage changes channels and resolution.
+Smaller operations use the first channels and the kernels' centres of the largest, so all networks share weights. At the
 published sizes there are (12² + 12³ + 12⁴)⁵ networks.
 
 Departs from the published network where an expansion of 1 is an option: it keeps its widening convolution.
@@ -221,7 +221,8 @@ class HardCoReSpace(ModuleSpace):
         self.stages = len(sizes.widths)
         self.depths = tuple(range(depth[0], depth[1] + 1))
         self.operations = [
-            Operation(e, k, bool(a)) for e, k, a in itertools.product(sorted(expand), sorted(kernels), sorted(attention))
+            Operation(e, k, bool(a))
+            for e, k, a in itertools.product(sorted(expand), sorted(kernels), sorted(attention))
         ]
         factory = functools.partial(
             HardCoReNet, input_shape[0], classes, sizes, (depth[0], depth[1]), tuple(expand), tuple(kernels),

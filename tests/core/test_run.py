@@ -120,4 +120,4 @@ def test_a_nearly_full_disk_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(RunError, match="Only 1 MB are free"):
         RunFolder.create(tmp_path / "run", {})
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()

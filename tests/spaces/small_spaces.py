@@ -14,6 +14,7 @@ from archipel.core.choice import Choice, Depth, Inputs, Kernel, Width
 from archipel.core.decision import Decision, Real
 from archipel.core.space import JointSpace, Space, when
 from archipel.spaces.darts import DartsSpace
+from archipel.spaces.hardcore import HardCoReSpace
 from archipel.spaces.hyper_cuboid import HyperCuboid
 from archipel.spaces.language import language_space
 from archipel.spaces.layers import ElasticBatchNorm1d, ElasticConv1d, ElasticLinear
@@ -85,6 +86,9 @@ MODULES = {
     "shufflenet": P(
         shufflenet_space, 16, 1, 3, stem=4, widths=(8, 16), depths=(2, 1), head=8, stem_stride=1, factors=(0.5, 1.0),
         dropout=0.0,
+    ),
+    "hardcore": P(
+        HardCoReSpace, (1, 8, 8), 3, stem=4, widths=(4, 8), strides=(1, 2), head=(8, 8), depth=(1, 2), expand=(1, 2)
     ),
     "mbconv": P(MBConvSpace, (1, 8, 8), 3, kernels=(1, 3), expansions=(1, 2), width=4, depth=2),
     "cells": P(cell_space, (1, 4, 4), 3, channels=4, cells=2),

@@ -161,7 +161,7 @@ def amended_darts(
     schedule: Schedule | None = None,
     **slots: Any,
 ) -> DifferentiableSearch:
-    """Differentiable search with the amended architecture gradient; about three times the time of first order.
+    """Differentiable search with the amended architecture gradient; two to three times the time of first order.
 
     Args:
         eta, hessian: see :class:`AmendedGradient`.

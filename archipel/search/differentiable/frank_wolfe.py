@@ -182,9 +182,10 @@ def balanced(costs: Rows, budget: float) -> Rows | None:
         return None
 
     def at(lam: float) -> tuple[Rows, float]:
-        x = [_smooth(c, lam) for c in costs]
+        x = [_smooth(u, lam) for u in slopes]
         return x, math.fsum(float(a @ c) for a, c in zip(x, costs))
 
+    slopes = [_slope(c) for c in costs]
     scale = max(1e-300, max(float(np.abs(c).max()) for c in costs))
     x, total = at(0.0)
     if total <= budget:
@@ -203,16 +204,20 @@ def balanced(costs: Rows, budget: float) -> Rows | None:
     return x
 
 
-def _smooth(costs: np.ndarray, lam: float) -> np.ndarray:
-    """argmin_x in the simplex of |Dx|² + λ <costs, x>, D the differences of neighbours, by non-negative least squares.
+def _slope(costs: np.ndarray) -> np.ndarray:
+    """u with Dᵀu = costs, up to a constant; D the differences of neighbours. Dᵀu is -u_1, u_1 - u_2, …, u_(n-1)."""
+    return -np.cumsum(costs - costs.mean())[:-1]
 
-    On the simplex the costs count up to a constant, and those of mean zero are Dᵀu; so the sum is |Dx + λu/2|² + const.
+
+def _smooth(u: np.ndarray, lam: float) -> np.ndarray:
+    """argmin_x in the simplex of |Dx|² + λ <costs, x>, by non-negative least squares.
+
+    On the simplex the costs count up to a constant, so that <costs, x> is <u, Dx> and the sum |Dx + λu/2|² + const.
     """
-    n = len(costs)
+    n = len(u) + 1
     if n == 1:
         return np.ones(1)
     difference = np.diff(np.eye(n), axis=0)
-    u = np.linalg.lstsq(difference.T, costs - costs.mean(), rcond=None)[0]
     heavy = 1e4 * max(1.0, float(np.abs(lam * u).max()))  # the sum of 1, to some eight digits
     x, _ = nnls(np.vstack([difference, np.full(n, heavy)]), np.append(-lam * u / 2, heavy))
     return x / x.sum()

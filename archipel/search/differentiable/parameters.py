@@ -201,7 +201,8 @@ def _check_open(subset: Subset, settled: Mapping[str, Any]) -> None:
     for d in subset.decisions:
         if d.name in settled:
             raise SpaceError(
-                f"{d.name!r} is one pair of node {subset.name!r}, whose pairs are searched together; it cannot be fixed."
+                f"{d.name!r} is one pair of node {subset.name!r}, whose pairs are searched together: it cannot be "
+                f"fixed."
             )
 
 
