@@ -25,10 +25,10 @@ from torch import Tensor
 from archipel.claims.harness import Check, Claim, ClaimArm, Measurement, Table
 from archipel.claims.micro import RECIPE, micro_data, spread
 from archipel.nets.batch_norm import batch_statistics
-from archipel.search.differentiable.frank_wolfe import Rows, StageCosts
 from archipel.search.differentiable.hardcore_nas import HardCoReNAS
 from archipel.search.differentiable.loop import batch
 from archipel.search.differentiable.stage_blend import blended
+from archipel.search.differentiable.stage_costs import Rows, StageCosts
 from archipel.search.strategy import Context, Problem
 from archipel.search.training import evaluate, loss_of, train
 from archipel.spaces.hardcore import HardCoReSpace
@@ -260,6 +260,7 @@ CLAIM = Claim(
         "archipel.search.differentiable.frank_wolfe",
         "archipel.search.differentiable.sandwiched",
         "archipel.search.differentiable.stage_blend",
+        "archipel.search.differentiable.stage_costs",
         "archipel.spaces.hardcore",
     ),
 )

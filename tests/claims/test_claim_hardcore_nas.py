@@ -7,7 +7,7 @@ import pytest
 
 from archipel.claims import hardcore_nas as claim
 from archipel.claims.harness import Table
-from archipel.search.differentiable.frank_wolfe import StageCosts
+from archipel.search.differentiable.stage_costs import StageCosts
 from archipel.search.training import Recipe
 
 CACHES = (claim.space, claim.one_shot, claim._trained)

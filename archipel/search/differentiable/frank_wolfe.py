@@ -5,20 +5,19 @@ https://arxiv.org/abs/2102.11646
 
     LAT(α, β) = t_0 + Σ_s Σ_d β^s_d Σ_{b<=d} Σ_c α^s_bc t^s_bc     α^s_b: over operations, β^s: over numbers of blocks
 
-LAT is linear in α for a fixed β, and in β for a fixed α. So a step towards the minimiser of a linear function,
+LAT (:mod:`~archipel.search.differentiable.stage_costs`) is linear in α for a fixed β, and in β for a fixed α. So a
+step towards the minimiser of a linear function,
 
     x* = argmin <∇L, x>  s.t.  x in the simplices,  LAT <= T          x <- x + γ (x* - x),   γ = γ_max · 4 / (k + 4)
 
 of one of the two stays feasible whatever the step. A vertex of that linear program has at most one simplex in which two
 options share the weight (one bound more than there are simplices), so that rounding touches one decision of each kind.
-
-Axes: B blocks of a stage, C operations, N possible depths.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -26,112 +25,11 @@ import numpy as np
 from scipy.optimize import linprog, nnls
 from scipy.sparse import csr_matrix
 
-from archipel.core.errors import InfeasibleError, SpaceError
+from archipel.core.errors import InfeasibleError
+from archipel.search.differentiable.stage_costs import Rows, StageCosts, one_hot
 
-Rows = list[np.ndarray]  # simplices, one after the other; for α those of stage 0 come first
 SAFETY = 1e-7  # the solver's tolerance on the bound, relative
 BALANCE_ROUNDS, HALVINGS = 30, 50
-
-
-@dataclass(frozen=True)
-class StageCosts:
-    """What operations cost in every block, exactly.
-
-    Args:
-        tables: for each stage, t ``[B, C]``.
-        depths: for each stage, the possible numbers of blocks, rising.
-        fixed: t_0, what every network has.
-        unit: for messages.
-
-    Raises:
-        SpaceError: no depth, or one with more blocks than the table has.
-
-    >>> costs = StageCosts([np.array([[1.0, 3.0], [2.0, 4.0], [1.0, 5.0]])], [(1, 2, 3)])
-    >>> α = [np.array([0.5, 0.5]), np.array([0.2, 0.8]), np.array([1.0, 0.0])]
-    >>> round(costs(α, [np.array([0.2, 0.3, 0.5])]), 10)
-    5.38
-    """
-
-    tables: Sequence[np.ndarray]
-    depths: Sequence[tuple[int, ...]]
-    fixed: float = 0.0
-    unit: str = ""
-
-    def __post_init__(self) -> None:
-        for s, (t, depths) in enumerate(zip(self.tables, self.depths, strict=True)):
-            if not depths or list(depths) != sorted(set(depths)) or not 0 <= depths[0] <= depths[-1] <= len(t):
-                raise SpaceError(f"Stage {s} has {len(t)} blocks, but its possible depths are {depths}.")
-            if not np.isfinite(t).all() or (t < 0).any():
-                raise SpaceError(f"Stage {s} has a cost that is negative or no number: {t.tolist()}.")
-
-    def __call__(self, alpha: Rows, beta: Rows) -> float:
-        """LAT(α, β)."""
-        return self.fixed + float(sum(x @ c for x, c in zip(alpha, self.of_operations(beta))))
-
-    def of_operations(self, beta: Rows) -> Rows:
-        """p + Qβ: LAT's coefficients of α, each a cost times the probability that the block is there."""
-        out: Rows = []
-        for t, depths, b in zip(self.tables, self.depths, beta):
-            for position, costs in enumerate(t):
-                out.append(costs * sum(p for d, p in zip(depths, b) if d > position))
-        return out
-
-    def of_depths(self, alpha: Rows) -> Rows:
-        """Qᵀα: LAT's coefficients of β, each the mean cost of so many blocks."""
-        out: Rows = []
-        rows = iter(alpha)
-        for t, depths in zip(self.tables, self.depths):
-            means = [float(next(rows) @ costs) for costs in t]
-            out.append(np.array([math.fsum(means[:d]) for d in depths]))
-        return out
-
-    def uniform(self) -> tuple[Rows, Rows]:
-        alpha = [np.full(t.shape[1], 1 / t.shape[1]) for t in self.tables for _ in t]
-        return alpha, [np.full(len(d), 1 / len(d)) for d in self.depths]
-
-    def cheapest(self) -> tuple[Rows, Rows]:
-        """The cheapest operations and the fewest blocks."""
-        alpha = [_one(int(costs.argmin()), len(costs)) for t in self.tables for costs in t]
-        return alpha, [_one(0, len(d)) for d in self.depths]
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The costs of the cheapest and of the most expensive network."""
-        most = sum(math.fsum(t[: d[-1]].max(1)) for t, d in zip(self.tables, self.depths))
-        return self(*self.cheapest()), self.fixed + most
-
-    def check(self, limit: float) -> None:
-        """
-        Raises:
-            InfeasibleError: no network keeps the limit; says what the cheapest costs.
-        """
-        least, most = self.range
-        if not limit >= least:
-            raise InfeasibleError(
-                f"No network costs at most {limit:,.6g}{self.unit}: the minimum attainable is {least:,.6g}{self.unit}, "
-                f"the maximum {most:,.6g}. Raise the limit."
-            )
-
-    def one_hot(self, blocks: Sequence[Sequence[int]]) -> tuple[Rows, Rows]:
-        """α and β of one network, by the operations of each stage's blocks; those that are not there get the first."""
-        alpha: Rows = []
-        for t, ops in zip(self.tables, blocks):
-            alpha += [_one(ops[b] if b < len(ops) else 0, t.shape[1]) for b in range(len(t))]
-        return alpha, [_one(d.index(len(ops)), len(d)) for d, ops in zip(self.depths, blocks)]
-
-    def blocks(self, alpha: Rows, beta: Rows) -> list[list[int]]:
-        """The operations of the most likely network."""
-        out, rows = [], iter(alpha)
-        for t, depths, b in zip(self.tables, self.depths, beta):
-            ops = [int(next(rows).argmax()) for _ in t]
-            out.append(ops[: depths[int(b.argmax())]])
-        return out
-
-
-def _one(i: int, n: int) -> np.ndarray:
-    x = np.zeros(n)
-    x[i] = 1.0
-    return x
 
 
 # --- one of the two, the other held --------------------------------------------------------------------------------
@@ -151,7 +49,7 @@ def linear_minimiser(gradient: Rows, costs: Rows, budget: float) -> Rows:
     if budget < least - SAFETY * abs(budget):
         raise InfeasibleError(f"The options cost {least:,.6g} at least, more than the {budget:,.6g} that are left.")
     if not math.isfinite(budget):
-        return [_one(int(g.argmin()), len(g)) for g in gradient]
+        return [one_hot(int(g.argmin()), len(g)) for g in gradient]
     budget = max(least, budget - SAFETY * abs(budget))
     lengths = [len(g) for g in gradient]
     row = np.repeat(np.arange(len(lengths)), lengths)
@@ -168,7 +66,7 @@ def linear_minimiser(gradient: Rows, costs: Rows, budget: float) -> Rows:
         method="highs-ds",  # the dual simplex ends at a vertex, interior points need not
     )
     if result.x is None:  # the budget is the least, or misses it by rounding
-        return [_one(int(c.argmin()), len(c)) for c in costs]
+        return [one_hot(int(c.argmin()), len(c)) for c in costs]
     x = np.where(result.x < 1e-9, 0.0, result.x)
     return [part / part.sum() for part in np.split(x, np.cumsum(lengths)[:-1])]
 
@@ -303,14 +201,14 @@ def rounded(costs: StageCosts, limit: float, point: Point) -> list[list[int]]:
     the limit; α first, then β. Never costs more than the limit.
     """
     beta = point.beta
-    alpha = [_one(int(a.argmax()), len(a)) for a in point.alpha]
+    alpha = [one_hot(int(a.argmax()), len(a)) for a in point.alpha]
     if costs(alpha, beta) > limit:
         alpha = [_cheaper(a, c) for a, c in zip(point.alpha, costs.of_operations(beta))]
-    beta = [_one(int(b.argmax()), len(b)) for b in point.beta]
+    beta = [one_hot(int(b.argmax()), len(b)) for b in point.beta]
     if costs(alpha, beta) > limit:
         beta = [_cheaper(b, c) for b, c in zip(point.beta, costs.of_depths(alpha))]
     return costs.blocks(alpha, beta)
 
 
 def _cheaper(x: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    return _one(int(np.where(x > 0.0, costs, np.inf).argmin()), len(x))
+    return one_hot(int(np.where(x > 0.0, costs, np.inf).argmin()), len(x))

@@ -40,8 +40,6 @@ from archipel.nets.batch_norm import batch_statistics
 from archipel.search.differentiable.arch_gradient import gradients
 from archipel.search.differentiable.frank_wolfe import (
     Point,
-    Rows,
-    StageCosts,
     rounded,
     sparsified,
     starting_point,
@@ -50,6 +48,7 @@ from archipel.search.differentiable.frank_wolfe import (
 from archipel.search.differentiable.loop import batch, halves
 from archipel.search.differentiable.sandwiched import OneShot, SandwichedTraining, distilled
 from archipel.search.differentiable.stage_blend import Table, blended, counted_costs, given_costs, measured_costs
+from archipel.search.differentiable.stage_costs import Rows, StageCosts
 from archipel.search.strategy import Context, Problem, Strategy, Trial
 from archipel.search.training import evaluate, loss_of, main_metric, recalibrate
 from archipel.spaces.hardcore import HardCoReSpace

@@ -53,6 +53,9 @@ class Slot:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
 
 class Mix(Slot):
     """How options are blended.

@@ -1,9 +1,10 @@
 """Parts of the five slots by name, so that a command line can put a search together.
 
-    softmax    partial-channels:K=2    second-order:xi=0.1,hessian=exact    schedule:epochs=15,alpha_lr=9e-3
+    softmax    partial-channels:K=2    second-order:xi=0.1,hessian=exact    hard-cost:upper.params=20k
 
-A part's name is that of its class; what follows the colon are settings, as JSON where they parse as such. Every part
-that is defined anywhere in the family can be named; nothing is listed by hand.
+A part's name is that of its class; what follows the colon are settings, as JSON where they parse as such; a dot leads
+into a setting that is a mapping. Every part that is defined anywhere in the family can be named; nothing is listed by
+hand.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SLOTS: dict[str, type] = {
     "schedule": Schedule,
     "select": Select,
 }
+SIMPLE = re.compile(r"\b(int|float|str|bool|Limit)\b")
 ABSTRACT = {Mix, ArchGradient, HyperGradient, SearchObjective, Select}
 
 
@@ -49,8 +51,14 @@ def parts(slot: str) -> dict[str, type]:
     for info in pkgutil.iter_modules(importlib.import_module(FAMILY).__path__, prefix=FAMILY + "."):
         importlib.import_module(info.name)
     found = {base, *_subclasses(base)} - ABSTRACT
-    own = [c for c in found if c.__module__.startswith(FAMILY) and not c.__name__.startswith("_")]
+    own = [c for c in found if c.__module__.startswith(FAMILY) and not c.__name__.startswith("_") and _writable(c)]
     return {name_of(c): c for c in sorted(own, key=lambda c: c.__name__)}
+
+
+def _writable(part: type) -> bool:
+    """Whether all that a part needs can be written as text; those that wrap other objects are made by methods."""
+    needed = [p for p in inspect.signature(part).parameters.values() if p.default is p.empty]
+    return all(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or SIMPLE.search(str(p.annotation)) for p in needed)
 
 
 def _subclasses(base: type) -> set[type]:
@@ -80,15 +88,17 @@ def part_named(slot: str, text: str) -> Any:
     if name not in known:
         raise UsageError(f"No part {name!r} for the slot {slot}. {suggest(name, known)}")
     accepted = {n: p for n, p in inspect.signature(known[name]).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    settings = {}
+    settings: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
+        path, equals, text_value = pair.partition("=")
+        key, dot, inner = path.partition(".")
         if not equals or key not in accepted:
             raise UsageError(f"Part {name!r} has no setting {key!r}. {suggest(key, accepted)} Write {name}:key=value.")
         try:
-            settings[key] = json.loads(value)
+            value = json.loads(text_value)
         except json.JSONDecodeError:
-            settings[key] = value
+            value = text_value
+        settings[key] = {**settings.get(key, {}), inner: value} if dot else value
     needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     missing = [n for n in needed if n not in settings]
     if missing:

@@ -22,7 +22,7 @@ from archipel.core.extract import extract
 from archipel.core.supernet import Supernet
 from archipel.cost.latency import measure_latency
 from archipel.cost.table import CostTable, index_matrix
-from archipel.search.differentiable.frank_wolfe import StageCosts
+from archipel.search.differentiable.stage_costs import StageCosts
 from archipel.spaces.hardcore import HardCoReNet, HardCoReSpace
 
 Table = Mapping[str, Any]

@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from archipel.core.choice import Choice
 from archipel.core.decision import Arch
 from archipel.core.errors import InfeasibleError, SpaceError, UsageError
@@ -151,7 +153,7 @@ class Repair:
         for i in self.parameters.rows[rows[0]].derivable:
             yield {rows[0]: self._value(rows[0], i)}, _log(weights[rows[0]][i])
 
-    def _rows(self, edge) -> list[str]:  # type: ignore[no-untyped-def]
+    def _rows(self, edge: nn.Module) -> list[str]:
         names = [m.decision.name for m in edge.modules() if isinstance(m, Choice)]
         return [n for n in dict.fromkeys(names) if n in self.parameters.rows]
 

@@ -17,7 +17,6 @@ from archipel.data.dataset import Dataset, Split
 from archipel.search.differentiable import stage_blend
 from archipel.search.differentiable.frank_wolfe import (
     Point,
-    StageCosts,
     balanced,
     linear_minimiser,
     rounded,
@@ -29,6 +28,7 @@ from archipel.search.differentiable.frank_wolfe import (
 from archipel.search.differentiable.hardcore_nas import HardCoReNAS
 from archipel.search.differentiable.sandwiched import OneShot, SandwichedTraining
 from archipel.search.differentiable.stage_blend import blended, counted_costs, given_costs, measured_costs
+from archipel.search.differentiable.stage_costs import StageCosts
 from archipel.search.strategy import Context, Problem
 from archipel.search.training import Recipe
 from archipel.spaces.hardcore import HardCoReSpace
