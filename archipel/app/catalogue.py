@@ -60,8 +60,8 @@ def _default(value: Any) -> str:
 def _explained(doc: str) -> dict[str, str]:
     """Name -> first sentence, from the ``Args`` section of a docstring.
 
-    >>> _explained("Does.\\n\\nArgs:\\n    a, b: see :class:`X`\\n        there. More.\\n\\nRaises:\\n    E: no.")
-    {'a': 'see X there.', 'b': 'see X there.'}
+    >>> _explained("Does.\\n\\nArgs:\\n    a, b: two :class:`X`\\n        there. More.\\n\\nRaises:\\n    E: no.")
+    {'a': 'two X there.', 'b': 'two X there.'}
     """
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", inspect.cleandoc(doc), re.MULTILINE)
     out: dict[str, str] = {}

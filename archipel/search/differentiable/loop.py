@@ -17,6 +17,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -42,6 +43,7 @@ from archipel.spaces.operations import CellSpace, choice_edge
 from archipel.spaces.type_check import check_types
 
 CHECKPOINT = "differentiable"
+_TYPED: WeakSet[Space] = WeakSet()  # spaces whose options were found to fit: once is enough
 FURTHER_SEED = 7_919  # epochs of a selection see the data in other orders than those of the search
 
 
@@ -225,8 +227,9 @@ def make_supernet(space: Space, mix: Mix, seed: int) -> Supernet:
     Raises:
         SpaceError: the space has no supernet, its edges cannot be replaced, or options of a choice differ in type.
     """
-    if isinstance(space, ModuleSpace):
+    if isinstance(space, ModuleSpace) and space not in _TYPED:
         check_types(space)
+        _TYPED.add(space)
     if isinstance(space, CellSpace):
         return space.supernet(seed=seed, edge=mix.edge or choice_edge)
     if mix.edge is not None:

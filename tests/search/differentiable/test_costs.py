@@ -33,7 +33,7 @@ def test_one_hot_weights_cost_exactly_what_the_discrete_network_costs(metric, ti
 
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_edges_of_a_node_that_keeps_two_count_by_their_share(metric):
-    space = DartsSpace((1, 8, 8), 2, C=8, layers=3, nodes=3)
+    space = DartsSpace((1, 8, 8), 2, C=4, layers=3, nodes=3)
     parameters = parameters_of(space)
     phi = expected_cost(space, parameters, metric)
     uniform = {n: torch.full((len(r.labels),), 1 / len(r.labels)) for n, r in parameters.rows.items()}
@@ -42,7 +42,7 @@ def test_edges_of_a_node_that_keeps_two_count_by_their_share(metric):
         uniform[name] = torch.zeros(len(row.labels))
         uniform[name][row.derivable] = 1 / len(row.derivable)
     rng = Random(0)
-    costs = torch.tensor([getattr(space.cost, metric)(space.sample(rng)) for _ in range(1500)], dtype=torch.float64)
+    costs = torch.tensor([getattr(space.cost, metric)(space.sample(rng)) for _ in range(60)], dtype=torch.float64)
     assert abs(float(phi(uniform)) - float(costs.mean())) < 4 * float(costs.std()) / len(costs) ** 0.5
 
 

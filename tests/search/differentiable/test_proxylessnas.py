@@ -301,7 +301,7 @@ def test_a_heavier_weight_ends_cheaper():
         search.setup(Problem(small_space()))
         search.prepare(context())
         state = search.state
-        ends.append(float(state.objective.expected(state.mixture_weights())))
+        ends.append(state.objective.expected(state.mixture_weights()).item())
     assert ends[1] < 0.9 * ends[0]
 
 
