@@ -61,7 +61,7 @@ def page(records: list[dict[str, Any]]) -> str:
     parts = [
         "# Speed",
         "",
-        "`make bench` measures Archipel side by side with other libraries and writes this page; every figure below is "
+        "`make bench` measures Archipel side by side with other libraries and writes this page; the figures of a section are "
         "from one run. Arms take turns within one process. A figure is the median over rounds, with the smallest and "
         "the largest; a ratio is taken within each round, and its median is what a requirement is held against.",
         "",
