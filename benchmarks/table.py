@@ -61,9 +61,10 @@ def page(records: list[dict[str, Any]]) -> str:
     parts = [
         "# Speed",
         "",
-        "`make bench` measures Archipel side by side with other libraries and writes this page; the figures of a section "
-        "are from one run. Arms take turns within one process. A figure is the median over rounds, with the smallest and "
-        "the largest; a ratio is taken within each round, and its median is what a requirement is held against.",
+        "`make bench` measures Archipel side by side with other libraries and writes this page; the figures of a "
+        "section are from one run. Arms take turns within one process. A figure is the median over rounds, with the "
+        "smallest and the largest; a ratio is taken within each round, and its median is what a requirement is held "
+        "against.",
         "",
         f"Machine: {first['processor']}, {first['cores']} cores, {first['memory_gib']} GiB, {first['system']}. "
         f"Python {first['python']}, {versions}; commit {first['commit']}. One thread.",
