@@ -51,8 +51,8 @@ def compare(
     archipel compare --vary mix=softmax,partial-channels:K=2 --hold arch_gradient=second-order
     """
     from archipel.data.load import load
-    from archipel.search.compare import Comparison, grid
-    from archipel.search.compare import compare as run
+    from archipel.search.comparison import Comparison, grid
+    from archipel.search.comparison import compare as run
     from archipel.search.differentiable.loop import DifferentiableSearch
     from archipel.search.differentiable.parts import part_named
     from archipel.search.differentiable.schedule import Schedule

@@ -10,7 +10,7 @@ no label at all for a task gives no loss for it (None), and the task is left out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,6 +203,32 @@ def label_tasks(dataset: Dataset, names: Sequence[str] = LABELS[:4], seed: int =
     test = None if dataset.sealed_test is None else labels(dataset.sealed_test, 2)
     name = f"{dataset.name}-tasks"
     return MultiTaskDataset(name, tasks, labels(dataset.train, 0), labels(dataset.val, 1), test, dict(dataset.info))
+
+
+@torch.no_grad()
+def pseudo_labelled(dataset: MultiTaskDataset, teachers: Mapping[str, Callable[[Tensor], Tensor]]) -> MultiTaskDataset:
+    """Missing labels of the training split filled in by teachers: one network a task, trained on that task alone.
+
+    Args:
+        teachers: task -> ``[N, …] -> output``, in evaluation mode. Labels that are there are kept.
+
+    Raises:
+        UsageError: a teacher for a task that is not there.
+
+    >>> data = label_tasks(__import__("archipel").load("micro-nb201"), ["digit", "parity"])
+    >>> data.train.y["parity"][:] = MISSING
+    >>> taught = pseudo_labelled(data, {"parity": lambda x: torch.tensor([[0.0, 1.0]]).expand(len(x), 2)})
+    >>> int(taught.train.y["parity"].sum())
+    400
+    """
+    y = dict(dataset.train.y)
+    for name, teacher in teachers.items():
+        task = dataset.task(name)
+        output = teacher(dataset.train.x)
+        guess = output if task.kind == "regression" else output.argmax(1)
+        y[name] = torch.where(task.labelled(y[name]), y[name], guess.to(y[name]))
+    train = TaskSplit(dataset.train.x, y)
+    return MultiTaskDataset(dataset.name, dataset.tasks, train, dataset.val, dataset.sealed_test, dict(dataset.info))
 
 
 def scenes(

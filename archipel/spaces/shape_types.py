@@ -32,7 +32,7 @@ from archipel.spaces.operations import Zero
 
 @dataclass(frozen=True)
 class Step:
-    """D(I) = ⌊(u·I + b) / s⌋ + 1, for I of at least ``least``."""
+    """D(I) = ⌊(u·I + b) / s⌋ + 1, for I of at least ``least``; with u = 0 the constant ⌊b/s⌋ + 1."""
 
     u: int
     s: int
@@ -159,6 +159,19 @@ class ShapeType:
         fits = self.channels == other.channels or (keeps and None in (self.channels, other.channels))
         return fits and all(same_function(a, b) for a, b in zip(ours, theirs))
 
+    def accepts(self, size: int) -> bool:
+        """Whether a size along every axis is acceptable."""
+        return all(axis_out(axis, size) is not None for axis in self.axes)
+
+    def covered_exactly_by(self, before: ShapeType, sizes: Sequence[int]) -> bool:
+        """Complete compatibility before → this: the outputs of ``before`` are all that is acceptable here, no less.
+
+        Args:
+            sizes: that ``before`` is given; acceptable sizes are looked at up to its largest output.
+        """
+        given = {out for i in sizes for axis in before.axes if (out := axis_out(axis, i)) is not None}
+        return bool(given) and given == {i for i in range(1, max(given) + 1) if self.accepts(i)}
+
     def accepts_all_of(self, before: ShapeType, sizes: Sequence[int]) -> bool:
         """Forward compatibility before → this: every output of ``before`` for the given sizes is acceptable here."""
         C = before.channels[0] if before.channels else (self.channels[0] if self.channels else 1)
@@ -214,6 +227,8 @@ def type_of(layer: nn.Module) -> ShapeType | None:
     if kind in _CONVS and not isinstance(layer.padding, str):
         steps = _windows(layer, _CONVS[kind])
         return ShapeType((layer.in_channels, layer.out_channels), tuple((s,) for s in steps), _CONVS[kind])
+    if isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+        return _constant(layer)
     if kind in _TRANSPOSED:
         return ShapeType(
             (layer.in_channels, layer.out_channels), tuple((s,) for s in _unpooled(layer, kind)), _TRANSPOSED[kind]
@@ -221,6 +236,14 @@ def type_of(layer: nn.Module) -> ShapeType | None:
     if kind in _POOLS and not layer.ceil_mode:
         return ShapeType(None, tuple((s,) for s in _windows(layer, _POOLS[kind])), _POOLS[kind])
     return None
+
+
+def _constant(layer: Any) -> ShapeType:
+    """An adaptive pool gives the same size for every input (a constant codomain)."""
+    rank = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}[type(layer)]
+    sizes = _each(layer.output_size, rank)
+    steps = [IDENTITY if size is None else Step(0, 1, size - 1) for size in sizes]
+    return ShapeType(None, tuple((step,) for step in steps), rank)
 
 
 def _each(value: Any, n: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from archipel.core.errors import DataError, UsageError
 from archipel.data.dataset import Dataset, Split
 from archipel.data.load import load
-from archipel.data.multitask import MISSING, MultiTaskDataset, Task, TaskSplit, label_tasks, scenes
+from archipel.data.multitask import MISSING, MultiTaskDataset, Task, TaskSplit, label_tasks, pseudo_labelled, scenes
 
 
 def test_labels_follow_from_the_classes_and_the_coin_does_not():
@@ -66,6 +66,25 @@ def test_part_of_a_split_keeps_all_labels():
     part = label_tasks(load("micro-nb201")).train.take(torch.tensor([3, 5]))
     assert len(part) == 2
     assert all(len(y) == 2 for y in part.y.values())
+
+
+def test_teachers_fill_in_what_is_missing_and_nothing_else():
+    data = label_tasks(load("micro-nb201"), ["digit", "parity", "ink"])
+    truth = {name: y.clone() for name, y in data.train.y.items()}
+    data.train.y["parity"][::2] = MISSING
+    data.train.y["ink"][::2] = float("nan")
+    teachers = {
+        "parity": lambda x: torch.tensor([[1.0, 0.0]]).expand(len(x), 2),
+        "ink": lambda x: torch.zeros(len(x), 1),
+    }
+    y = pseudo_labelled(data, teachers).train.y
+    assert torch.equal(y["parity"][1::2], truth["parity"][1::2])
+    assert not bool(y["parity"][::2].any())
+    assert torch.equal(y["ink"][1::2], truth["ink"][1::2])
+    assert not bool(y["ink"][::2].any())
+    assert int((data.train.y["parity"] == MISSING).sum()) == 200  # the data that were given are as they were
+    with pytest.raises(UsageError, match="no task 'colour'"):
+        pseudo_labelled(data, {"colour": teachers["ink"]})
 
 
 def test_what_makes_no_sense_is_refused():

@@ -7,10 +7,10 @@ from random import Random
 import pytest
 import torch
 from torch import nn
+from toy_images import bars_dataset
 
 from archipel.core.errors import SpaceError, UsageError
 from archipel.cost.model import count_params
-from archipel.data.dataset import Dataset, Split
 from archipel.search.poisoning import (
     Scale,
     Setting,
@@ -27,18 +27,6 @@ from archipel.spaces.poison import POISONS, GaussianNoise, check_keeps_shape, po
 torch.set_num_threads(1)
 
 TINY = Scale(C=4, layers=2, epochs=1, updates=1, children=2, batch_size=8)
-
-
-def bars(n, seed):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = torch.randn(n, 1, 6, 6, generator=g)
-    x[:, 0, :3] += (2.0 * y - 1)[:, None, None]
-    return Split(x, y)
-
-
-def dataset():
-    return Dataset("bars", bars(32, 0), bars(16, 1), bars(16, 2), "classification", 2)
 
 
 def space_with(poisons=(), m=0, layers=3, **settings):
@@ -132,14 +120,14 @@ def test_duplicates_are_found_by_module_and_by_behaviour():
 
 @pytest.mark.parametrize("searcher", ["enas", "enas-train", "random", "darts"])
 def test_a_probe_measures_the_answer_of_a_search(searcher):
-    found = probe_once(dataset(), Setting(("stretched",), 3, searcher), 0, TINY)
+    found = probe_once(bars_dataset(), Setting(("stretched",), 3, searcher), 0, TINY)
     assert 0.0 <= found["test"] <= 1.0
     assert found["bad"] in (0.0, 0.5, 1.0)
     assert round(found["by chance"], 4) == round(3 / 9, 4)
 
 
 def test_a_study_opens_the_test_split_once_for_each_answer():
-    data = dataset()
+    data = bars_dataset()
     rows = probe_poisoning(data, [Setting(), Setting(("dropout1",), 2, "random")], seeds=2, scale=TINY)
     assert list(rows) == ["clean, enas", "dropout1 x2, random"]
     assert data.openings == ["poisoning"] * 4
@@ -156,7 +144,7 @@ def test_impossible_probes_are_refused():
     with pytest.raises(UsageError, match="No searcher 'spos'"):
         Setting(searcher="spos")
     with pytest.raises(UsageError, match="at least one setting"):
-        probe_poisoning(dataset(), [])
+        probe_poisoning(bars_dataset(), [])
     with pytest.raises(SpaceError, match="name of an operation"):
         poisoned({"identity": enas_operations()["avg"]}, ["identity"], 1)
     with pytest.raises(SpaceError, match="at least one instance"):

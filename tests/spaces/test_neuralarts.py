@@ -60,7 +60,8 @@ def test_types_give_the_shapes_of_torch_and_refuse_what_torch_refuses():
 def test_types_of_pools_transposed_and_keeping_layers_are_those_of_torch():
     layers = [
         nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.MaxPool2d(3, 1, 1), nn.ConvTranspose2d(2, 2, 3, 2, 1, 1),
-        nn.ConvTranspose2d(2, 4, 5, 1, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.5), nn.Identity(), Zero(2),
+        nn.ConvTranspose2d(2, 4, 5, 1, 2), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, None)),
+        nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.5), nn.Identity(), Zero(2),
     ]  # fmt: skip
     for layer in layers:
         t = type_of(layer.to("meta").eval())
@@ -136,6 +137,17 @@ def test_forward_compatibility_asks_every_output_to_be_acceptable():
     assert wide.accepts_all_of(shrink, range(11, 20))
     assert not wide.accepts_all_of(shrink, range(5, 20))
     assert axis_out((window(5, 0, 1, 1), window(7, 0, 1, 1)), 10) is None
+
+
+def test_complete_compatibility_asks_for_all_that_is_acceptable_and_no_more():
+    keep, shrink, wide = type_of(conv()), type_of(conv(5, 0)), type_of(conv(7, 0))
+    assert keep.covered_exactly_by(keep, range(1, 20))
+    assert keep.covered_exactly_by(shrink, range(5, 20))  # 1, 2, … is all that a padded 3x3 takes
+    assert not wide.covered_exactly_by(keep, range(1, 20))  # sizes below 7 are not acceptable
+    assert not keep.covered_exactly_by(type_of(conv(2, 0, s=2)), range(6, 20))  # nothing below 3 arrives
+    assert not keep.covered_exactly_by(type_of(nn.AdaptiveAvgPool2d(4)), range(1, 20))
+    fixed = [type_of(nn.Sequential(conv(s=stride), nn.AdaptiveAvgPool2d(4))) for stride in (1, 2)]
+    assert fixed[0].same(fixed[1])  # a constant codomain forgets what was before
 
 
 def test_layers_that_do_not_fit_one_behind_the_other_are_refused():

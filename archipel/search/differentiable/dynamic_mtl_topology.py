@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -107,6 +107,7 @@ class DynamicTopology:
         warmup, epochs, tune: of the stages.
         squeeze, kappa: λ and κ of the squeeze loss.
         share: see :func:`~archipel.search.differentiable.flows.reduce_route`.
+        unit_edges: whether edges that are kept weigh 1 from the reduction on, instead of what the search gave them.
         lr, route_lr: of the weights' SGD and of the routes' Adam.
         batch_size: of both.
         task_weights: task -> weight of its loss; 1 by default.
@@ -127,6 +128,7 @@ class DynamicTopology:
         squeeze: float = 0.05,
         kappa: float = 1.0,
         share: float | None = None,
+        unit_edges: bool = False,
         lr: float = 0.05,
         route_lr: float = 0.01,
         batch_size: int = 40,
@@ -139,7 +141,7 @@ class DynamicTopology:
                 f"squeeze must not be negative and learning rates positive, not {squeeze}, {lr}, {route_lr}."
             )
         self.edges, self.warmup, self.epochs, self.tune = edges, warmup, epochs, tune
-        self.squeeze, self.kappa, self.share = squeeze, kappa, share
+        self.squeeze, self.kappa, self.share, self.unit_edges = squeeze, kappa, share, unit_edges
         self.lr, self.route_lr, self.batch_size = lr, route_lr, batch_size
         self.task_weights = dict(task_weights or {})
 
@@ -194,9 +196,13 @@ class DynamicTopology:
 
     def reduced(self, score: Score = by_flow) -> dict[str, Route]:
         """The routes with the weakest edges deleted."""
-        return {
-            t.name: reduce_route(self.route(i, True), self.edges, score, self.share) for i, t in enumerate(self.tasks)
-        }
+        routes = {}
+        for i, task in enumerate(self.tasks):
+            route = reduce_route(self.route(i, True), self.edges, score, self.share)
+            if self.unit_edges:
+                route = replace(route, gamma_NN=(route.gamma_NN > 0).to(route.gamma_NN))
+            routes[task.name] = route
+        return routes
 
     def use(self, routes: Mapping[str, Route]) -> None:
         """Remove the blocks that no route uses."""

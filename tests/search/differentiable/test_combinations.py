@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 import torch
+from toy_images import bars_dataset
 
 from archipel.core.errors import ArchipelError
-from archipel.data.dataset import Dataset, Split
 from archipel.search.differentiable import DifferentiableSearch, Schedule
 from archipel.search.differentiable.parts import SLOTS, part_named, parts
 from archipel.search.strategy import Context, Problem
@@ -21,19 +21,11 @@ QUICK = Schedule(epochs=1, batch_size=16)
 SHORT = {"perturbation": "perturbation:tune=1", "neumann": "neumann:K=1"}
 
 
-def bars(n, seed):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = torch.randn(n, 1, 6, 6, generator=g)
-    x[:, 0, :3] += (2.0 * y - 1)[:, None, None]
-    return Split(x, y)
-
-
 def searched(space=None, **slots):
     space = space or MicroNB201((1, 6, 6), 2, C=4, cells=1)
     search = DifferentiableSearch(**{"schedule": QUICK, **slots})
     search.setup(Problem(space, rng=Random(0)))
-    search.prepare(Context(Dataset("bars", bars(32, 0), bars(16, 1), None, "classification", 2), Recipe(epochs=1)))
+    search.prepare(Context(bars_dataset(test=False), Recipe(epochs=1)))
     trial = search.ask()
     assert space.validate(trial.arch) == trial.arch
     return search, trial

@@ -194,6 +194,12 @@ def test_a_search_reduces_trains_on_and_keeps_only_what_is_used():
     assert set(found.as_dict()) == {"a", "b"}
 
 
+def test_kept_edges_can_weigh_one_from_the_reduction_on():
+    found = quick(unit_edges=True).search(trunk(), dataset())
+    assert all(set(r.gamma_NN.unique().tolist()) <= {0.0, 1.0} for r in found.routes.values())
+    assert all(r.edges for r in found.routes.values())
+
+
 def test_the_squeeze_loss_shortens_routes():
     depth = {}
     for squeeze in (0.0, 5.0):

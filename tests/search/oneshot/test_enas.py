@@ -7,10 +7,10 @@ from random import Random
 import pytest
 import torch
 from torch import nn
+from toy_images import bars, bars_dataset
 
 from archipel.core.errors import UsageError
 from archipel.core.storage import Checkpoints
-from archipel.data.dataset import Dataset, Split
 from archipel.search.oneshot.enas import ENAS
 from archipel.search.strategy import Context, Problem
 from archipel.search.training import Recipe
@@ -21,20 +21,12 @@ torch.set_num_threads(1)
 QUICK = {"epochs": 2, "batch_size": 8, "updates": 2, "children": 3, "hidden": 8}
 
 
-def bars(n, seed):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = torch.randn(n, 1, 6, 6, generator=g)
-    x[:, 0, :3] += (2.0 * y - 1)[:, None, None]
-    return Split(x, y)
-
-
 def ops():
     return {"id": lambda C, s: nn.Identity(), "conv": lambda C, s: nn.Conv2d(C, C, 3, padding=1, bias=False)}
 
 
 def searched(space=None, checkpoints=None, feasible=None, **settings):
-    data = Dataset("bars", bars(32, 0), bars(16, 1), None, "classification", 2)
+    data = bars_dataset(test=False)
     search = ENAS(**{**QUICK, **settings})
     search.setup(Problem(space or MacroSpace((1, 6, 6), 2, ops(), C=4, layers=3), rng=Random(0), feasible=feasible))
     search.prepare(Context(data, Recipe(epochs=1), checkpoints=checkpoints or Checkpoints()))

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
+from toy_images import bars_dataset
 
 from archipel.core.errors import RunError, SpaceError, UsageError
-from archipel.data.dataset import Dataset, Split
-from archipel.search import compare as module
-from archipel.search.compare import LARGEST, RANDOM, Comparison, compare, grid, table
+from archipel.search import comparison as module
+from archipel.search.comparison import LARGEST, RANDOM, Comparison, compare, grid, table
 from archipel.search.differentiable import Argmax, DifferentiableSearch, Schedule, SecondOrder
 from archipel.search.differentiable.darts import darts
 from archipel.search.differentiable.parts import as_part, part_named, parts
@@ -22,22 +22,10 @@ torch.set_num_threads(1)
 QUICK = {"epochs": 1, "batch_size": 16}
 
 
-def bars(n, seed):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = torch.randn(n, 1, 6, 6, generator=g)
-    x[:, 0, :3] += (2.0 * y - 1)[:, None, None]
-    return Split(x, y)
-
-
-def dataset():
-    return Dataset("bars", bars(32, 0), bars(16, 1), bars(16, 2), "classification", 2)
-
-
 def comparison(vary, **changes):
     arms = grid(vary, lambda **slots: DifferentiableSearch(schedule=Schedule(**QUICK), **slots))
     settings = {"recipe": Recipe(epochs=1, batch_size=16), "seeds": 2, "random": 2} | changes
-    return Comparison(MicroNB201((1, 6, 6), 2, C=4, cells=1), dataset(), arms, **settings)
+    return Comparison(MicroNB201((1, 6, 6), 2, C=4, cells=1), bars_dataset(), arms, **settings)
 
 
 def test_every_arm_has_its_seeds_beside_random_and_the_largest(tmp_path):
@@ -81,7 +69,7 @@ def test_impossible_comparisons_are_refused():
     with pytest.raises(UsageError, match="at least one seed"):
         comparison({"mix": ["softmax"]}, seeds=0)
     with pytest.raises(UsageError, match="there anyway"):
-        Comparison(MicroNB201((1, 6, 6), 2), dataset(), {RANDOM: darts})
+        Comparison(MicroNB201((1, 6, 6), 2), bars_dataset(), {RANDOM: darts})
 
 
 def test_the_table_shows_mean_and_spread():
